@@ -1,0 +1,126 @@
+"""What every command line of the project shares: error to exit code, logging, progress.
+
+Results go to standard output, everything else to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import click
+
+from runtime.errors import DgsNetError
+
+logger = logging.getLogger("dgsnet")
+
+
+def run_cli(command: click.Command, program: str) -> NoReturn:
+    """Runs a click command and exits with the code that the outcome means.
+
+    A ``DgsNetError`` becomes one line on standard error; ``--debug`` anywhere on the line shows the
+    traceback instead.
+    """
+    # Libraries that call logging.warning() on the root logger would otherwise install a handler of their own.
+    logging.getLogger().addHandler(logging.NullHandler())
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    if debug:
+        arguments.remove("--debug")
+    try:
+        code = command.main(args=arguments, prog_name=program, standalone_mode=False)
+    except DgsNetError as err:
+        if debug:
+            raise
+        click.echo(f"error: {err}", err=True)
+        sys.exit(err.exit_code)
+    except click.ClickException as err:
+        err.show()
+        sys.exit(err.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader went away (``| head``): nothing is left to say, and nothing went wrong here.
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def verbosity_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds ``-v`` and ``-q`` to a command and sets the logging level from them."""
+
+    def set_level(_context: click.Context, parameter: click.Parameter, value: bool) -> None:
+        if value:
+            level = logging.DEBUG if parameter.name == "verbose" else logging.ERROR
+            logger.setLevel(level)
+
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    for flag, name, text in (("-v", "verbose", "say more"), ("-q", "quiet", "say errors only")):
+        command = click.option(
+            flag, f"--{name}", name, is_flag=True, expose_value=False, callback=set_level, help=text
+        )(command)
+    return command
+
+
+def print_json(value: object) -> None:
+    """Writes one JSON value on standard output; NaN is a defect and raises."""
+    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+class Progress:
+    """A bar on a terminal, a plain line now and then elsewhere, silent under ``-q``.
+
+    Use as a context manager; call ``advance`` as work gets done.
+    """
+
+    def __init__(self, title: str, total: int, *, every_seconds: float = 10.0) -> None:
+        self.title = title
+        self.total = total
+        self.done = 0
+        self._every = every_seconds
+        self._started = self._said = time.monotonic()
+        self._terminal = sys.stderr.isatty()
+        self._quiet = logger.level >= logging.ERROR
+
+    def __enter__(self) -> Progress:
+        self._draw(note="", final=False)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> None:
+        if kind is None:
+            self._draw(note=f"done in {time.monotonic() - self._started:.1f} s", final=True)
+        elif self._terminal and not self._quiet:
+            click.echo("", err=True)
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Counts ``count`` units of work as done; ``note`` is shown beside the bar."""
+        self.done += count
+        now = time.monotonic()
+        if now - self._said >= (0.1 if self._terminal else self._every):
+            self._said = now
+            self._draw(note, final=False)
+
+    def _draw(self, note: str, *, final: bool) -> None:
+        if self._quiet:
+            return
+        elapsed = time.monotonic() - self._started
+        if self.done and not final:
+            left = elapsed / self.done * (self.total - self.done)
+            note = f"{note} {left:.0f} s left".strip()
+        if self._terminal:
+            filled = int(24 * self.done / max(self.total, 1))
+            bar = "#" * filled + "." * (24 - filled)
+            line = f"\r{self.title} [{bar}] {self.done}/{self.total} {note}"
+            click.echo(f"{line:<100}", err=True, nl=final)
+        elif self.done or final:
+            click.echo(f"{self.title}: {self.done}/{self.total} {note}".rstrip(), err=True)

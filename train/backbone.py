@@ -1,0 +1,135 @@
+"""CLIP from open_clip: a hub's weights, a local file's, or random ones for tests and the demo."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from runtime.errors import DataError, MissingDependencyError, UsageError
+from runtime.spec import MOSAIC_SIDE
+
+logger = logging.getLogger("dgsnet")
+
+CONFIG_FOLDER = Path(__file__).parent / "backbones"
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """What identifies a backbone inside a checkpoint.
+
+    Attributes:
+        name: open_clip's model name, or one of ``train/backbones``.
+        pretrained: hub tag, "file:<name>" for a local file, "random" for none.
+        quick_gelu: whether the activation is OpenAI's x * sigmoid(1.702 x).
+        embed_dim: width D of the image embedding.
+        sha256: of the vision tower's weights, see ``weights_sha256``.
+    """
+
+    name: str
+    pretrained: str
+    quick_gelu: bool
+    embed_dim: int
+    sha256: str
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether the weights can be had again by name, so that a checkpoint need not hold them."""
+        return self.pretrained != "random" and not self.pretrained.startswith("file:")
+
+
+def load_clip(name: str, pretrained: str, *, seed: int) -> tuple[Any, BackboneInfo]:
+    """Returns an open_clip model on the CPU in float32, in eval mode, and what identifies it.
+
+    Args:
+        name: model name.
+        pretrained: hub tag, path of a local weight file, or "" or "random" for random weights.
+        seed: of the random initialisation.
+
+    Raises:
+        UsageError: an unknown name or tag, or a tower that mosaics do not fit.
+        DataError: the weights cannot be fetched or read.
+    """
+    open_clip = _open_clip()
+    known = open_clip.list_models()
+    if name not in known:
+        near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.3))
+        raise UsageError(f"backbone: {name!r} is unknown to open_clip; nearest: {near or 'none'}")
+    source = "" if pretrained == "random" else pretrained
+    quick_gelu, identity = _activation(open_clip, name, source)
+    torch.manual_seed(seed)
+    try:
+        with warnings.catch_warnings():
+            # open_clip only warns where a -quickgelu name meets weights of GELU; every verdict would be off.
+            warnings.filterwarnings("error", message="QuickGELU mismatch")
+            model = open_clip.create_model(name, pretrained=source or None, force_quick_gelu=quick_gelu)
+    except (RuntimeError, OSError, UserWarning) as err:
+        raise DataError(f"backbone {name} with {source or 'random weights'}: {_one_line(err)}") from err
+    visual = model.visual
+    if tuple(getattr(visual, "image_size", ())) != (MOSAIC_SIDE, MOSAIC_SIDE):
+        raise UsageError(
+            f"backbone {name}: takes {getattr(visual, 'image_size', '?')} pixels, expected a mosaic of "
+            f"{MOSAIC_SIDE} x {MOSAIC_SIDE}"
+        )
+    info = BackboneInfo(name, identity, quick_gelu, int(visual.output_dim), weights_sha256(visual))
+    logger.info("backbone %s, %s weights, %s", name, identity, "QuickGELU" if quick_gelu else "GELU")
+    return model.eval(), info
+
+
+def tokenizer(name: str) -> Any:
+    """Returns open_clip's tokenizer of a model: a list of texts to int64 ``[N, context]``."""
+    return _open_clip().get_tokenizer(name)
+
+
+def weights_sha256(visual: nn.Module) -> str:
+    """Returns the SHA-256 (hex) over names, shapes and float32 bytes of a vision tower's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(base_state(visual).items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def base_state(visual: nn.Module) -> dict[str, Tensor]:
+    """Returns the frozen weights of a tower, adapters left out, by open_clip's names."""
+    return {
+        name: tensor.detach()
+        for name, tensor in visual.state_dict().items()
+        if ".lora_a." not in name and ".lora_b." not in name
+    }
+
+
+def _activation(open_clip: Any, name: str, pretrained: str) -> tuple[bool, str]:
+    """Returns (quick_gelu, identity): a tag knows its activation, else the model's name decides."""
+    by_name = bool(open_clip.get_model_config(name).get("quick_gelu", False))
+    if not pretrained:
+        return by_name, "random"
+    tag = open_clip.pretrained.get_pretrained_cfg(name, pretrained)
+    if tag:
+        return bool(tag.get("quick_gelu", False)), pretrained
+    if Path(pretrained).is_file():
+        return by_name, f"file:{Path(pretrained).name}"
+    tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+    raise UsageError(f"pretrained: {pretrained!r} is neither a file nor a tag of {name}; tags: {tags}")
+
+
+def _open_clip() -> Any:
+    try:
+        import open_clip
+    except ImportError as err:
+        raise MissingDependencyError(
+            f'open_clip cannot be imported ({_one_line(err)}); pip install "dgsnet[train]"'
+        ) from err
+    open_clip.add_model_config(CONFIG_FOLDER)
+    return open_clip
+
+
+def _one_line(err: BaseException) -> str:
+    return " ".join(str(err).split())[:300]

@@ -1,0 +1,175 @@
+"""RUN/checkpoint.safetensors and RUN/checkpoint.json: what training writes and export reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runtime.decision import Decision
+from runtime.errors import CheckpointError, SpecError
+from runtime.files import write_atomically
+from runtime.spec import CLASSES, Preprocessing
+from train.backbone import BackboneInfo, base_state, load_clip, weights_sha256
+from train.config import TrainConfig
+from train.lora import add_lora, load_lora_state, lora_state
+from train.model import DgsNet
+
+SCHEMA_VERSION = 1
+WEIGHTS_NAME = "checkpoint.safetensors"
+RECORD_NAME = "checkpoint.json"
+BASE_PREFIX = "base."
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run read back: the model as trained (adapters unmerged) and what describes it."""
+
+    model: DgsNet
+    config: TrainConfig
+    backbone: BackboneInfo
+    decision: Decision
+    weights_sha256: str
+    record: dict[str, Any]
+
+
+def save_checkpoint(
+    run: Path, model: DgsNet, config: TrainConfig, backbone: BackboneInfo, data: dict[str, Any]
+) -> None:
+    """Writes a run's checkpoint atomically; the record is written last and names the weights' hash.
+
+    Args:
+        run: existing folder.
+        model: adapters unmerged.
+        config: stored whole.
+        backbone: its weights are stored too when no hub has them.
+        data: fingerprint and counts of the training data.
+    """
+    from safetensors.torch import save
+
+    tensors = lora_state(model.visual) | model.heads_state()
+    if not backbone.is_on_hub:
+        tensors |= {BASE_PREFIX + name: tensor for name, tensor in base_state(model.visual).items()}
+    encoded = save({name: tensor.cpu().float().contiguous() for name, tensor in tensors.items()})
+    record = {
+        "schema": SCHEMA_VERSION,
+        "config": config.to_json(),
+        "backbone": dataclasses.asdict(backbone),
+        "lora": {"scale": config.lora.scale, "scaling": config.lora.scaling},
+        "merged": False,
+        "preprocessing": Preprocessing().to_json(),
+        "decision": Decision().to_json(),
+        "classes": list(CLASSES),
+        "data": data,
+        "weights_sha256": hashlib.sha256(encoded).hexdigest(),
+    }
+    write_atomically(run / WEIGHTS_NAME, encoded)
+    write_record(run, record)
+
+
+def write_record(run: Path, record: dict[str, Any]) -> None:
+    """Writes RUN/checkpoint.json atomically."""
+    write_atomically(run / RECORD_NAME, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """Returns the content of RUN/checkpoint.json.
+
+    Raises:
+        CheckpointError: missing, not JSON, or of another schema.
+    """
+    path = run / RECORD_NAME
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        schema = record["schema"]
+    except (OSError, ValueError, TypeError, KeyError) as err:
+        raise CheckpointError(
+            f"{path}: not a run's checkpoint ({err}); train one with dgsnet-train fit"
+        ) from err
+    if schema != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path}: found schema {schema!r}, this version reads {SCHEMA_VERSION}; upgrade dgsnet"
+        )
+    return dict(record)
+
+
+def load_checkpoint(run: Path) -> Checkpoint:
+    """Rebuilds the trained model, adapters unmerged, in eval mode on the CPU in float32.
+
+    Raises:
+        CheckpointError: files missing, damaged, with non-finite weights, or of another backbone.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    record = read_record(run)
+    path = run / WEIGHTS_NAME
+    try:
+        encoded = path.read_bytes()
+        state = load(encoded)
+    except (OSError, SafetensorError) as err:
+        raise CheckpointError(f"{path}: cannot be read as safetensors ({err})") from err
+    found = hashlib.sha256(encoded).hexdigest()
+    if found != record.get("weights_sha256"):
+        raise CheckpointError(f"{path}: does not belong to its {RECORD_NAME} (SHA-256 differs); train again")
+    for name, tensor in state.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"{path}: tensor {name} holds NaN or Inf; train again with a lower optim.lr"
+            )
+    try:
+        config = TrainConfig.from_json(record["config"])
+        backbone = BackboneInfo(**record["backbone"])
+        decision = Decision.from_json(record["decision"])
+        preprocessing = Preprocessing.from_json(record["preprocessing"])
+        merged = record["merged"]
+    except (KeyError, TypeError, SpecError) as err:
+        raise CheckpointError(f"{run / RECORD_NAME}: missing or malformed field ({err})") from err
+    if merged is not False or preprocessing != Preprocessing():
+        raise CheckpointError(
+            f"{run / RECORD_NAME}: merged weights or foreign preprocessing cannot be loaded"
+        )
+    model = _rebuild(path, state, config, backbone)
+    return Checkpoint(model, config, backbone, decision, found, record)
+
+
+def _rebuild(path: Path, state: dict[str, Tensor], config: TrainConfig, backbone: BackboneInfo) -> DgsNet:
+    pretrained = backbone.pretrained if backbone.is_on_hub else "random"
+    clip, loaded = load_clip(backbone.name, pretrained, seed=config.seed)
+    visual = clip.visual
+    if loaded.embed_dim != backbone.embed_dim or loaded.quick_gelu != backbone.quick_gelu:
+        raise CheckpointError(f"{path}: {backbone.name} of the installed open_clip is built differently")
+    if not backbone.is_on_hub:
+        base = {k.removeprefix(BASE_PREFIX): v for k, v in state.items() if k.startswith(BASE_PREFIX)}
+        _load_strictly(path, visual, base)
+    if weights_sha256(visual) != backbone.sha256:
+        raise CheckpointError(
+            f"{path}: the base weights of {backbone.name} ({pretrained}) are not those it was trained on"
+        )
+    add_lora(visual, config.lora)
+    load_lora_state(visual, state)
+    model = DgsNet(visual, backbone.embed_dim)
+    for name, tensor in model.heads_state().items():
+        if name not in state or state[name].shape != tensor.shape:
+            raise CheckpointError(f"{path}: {name} is missing or of another shape")
+        tensor.copy_(state[name])
+    return model.eval().requires_grad_(False)
+
+
+def _load_strictly(path: Path, module: torch.nn.Module, state: dict[str, Tensor]) -> None:
+    own = module.state_dict()
+    if set(own) != set(state):
+        odd = sorted(set(own) ^ set(state))[0]
+        raise CheckpointError(f"{path}: missing or unknown base tensors, first {odd}")
+    for name, tensor in state.items():
+        if tensor.shape != own[name].shape:
+            raise CheckpointError(
+                f"{path}: base.{name}: found shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}"
+            )
+    module.load_state_dict(state, strict=True)

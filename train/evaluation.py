@@ -1,0 +1,70 @@
+"""Scores of a run on a test set, per generator."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from runtime.errors import DataError
+from train.checkpoint import load_checkpoint
+from train.data.layout import find_samples
+from train.data.mosaics import MosaicSet
+from train.metrics import GeneratorScore, generator_score
+from train.scores import score_mosaics
+
+
+def evaluate_run(run: Path, data: Path, *, sources: Path | None, device: str) -> list[GeneratorScore]:
+    """Returns one row per generator folder of ``data``, sorted by name.
+
+    Args:
+        run: a run's folder.
+        data: ``<generator>/{0_real,1_fake}/``.
+        sources: JSON map from a picture's path (below the folder that holds the map) to what it was
+            made from; intervals resample whole sources.
+        device: "cpu" or a CUDA device.
+
+    Raises:
+        CheckpointError: RUN cannot be loaded.
+        DataError: the data set or the map of sources is incomplete.
+    """
+    checkpoint = load_checkpoint(run)
+    samples = find_samples(data)
+    groups = _source_of_each(sources, [sample.path for sample in samples]) if sources else None
+    mosaics = MosaicSet(
+        samples, checkpoint.config.data, seed=checkpoint.config.seed, title="reading test patches"
+    )
+    logits = score_mosaics(checkpoint.model.to(device), mosaics, device)
+    labels = np.array([sample.label for sample in samples])
+    names = np.array([sample.generator for sample in samples])
+    rows = []
+    for name in sorted(set(names.tolist())):
+        chosen = np.flatnonzero(names == name)
+        rows.append(
+            generator_score(
+                name,
+                labels[chosen],
+                logits[chosen],
+                checkpoint.decision,
+                None if groups is None else [groups[k] for k in chosen],
+            )
+        )
+    return rows
+
+
+def mean_row(rows: list[GeneratorScore]) -> dict[str, float]:
+    """Returns the unweighted mean over generators."""
+    keys = ("accuracy", "ap", "real_accuracy", "fake_accuracy")
+    return {key: float(np.mean([getattr(row, key) for row in rows])) for key in keys}
+
+
+def _source_of_each(path: Path, pictures: list[Path]) -> list[str]:
+    root = path.resolve().parent
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return [str(content[picture.resolve().relative_to(root).as_posix()]) for picture in pictures]
+    except (OSError, ValueError, TypeError) as err:
+        raise DataError(f"{path}: cannot be read as a JSON map, picture -> source ({err})") from err
+    except KeyError as err:
+        raise DataError(f"{path}: the source of {err} is missing") from err

@@ -1,0 +1,93 @@
+"""A training run from an empty folder to a checkpoint: data, backbone, both stages, validation."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime.errors import UsageError
+from train.backbone import load_clip
+from train.checkpoint import RECORD_NAME, save_checkpoint
+from train.config import TrainConfig
+from train.data.captions import load_captions
+from train.data.layout import find_samples, fingerprint
+from train.data.mosaics import MosaicSet
+from train.lora import add_lora
+from train.metrics import average_precision
+from train.model import DgsNet
+from train.scores import score_mosaics
+from train.stages import train_student, train_teacher_head
+from train.text_features import encode_captions
+
+logger = logging.getLogger("dgsnet")
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a finished run reports: sizes, and AP on the validation split where there is one."""
+
+    train_samples: int
+    val_samples: int
+    val_ap: float | None
+
+
+def fit_run(
+    data: Path, run: Path, config: TrainConfig, *, captions: Path, device: str, overwrite: bool
+) -> RunSummary:
+    """Trains both stages on DATA/train and writes RUN.
+
+    Args:
+        data: folder with ``train`` and, where there is one, ``val``.
+        run: written; must not hold a checkpoint unless ``overwrite``.
+        config: every setting.
+        captions: JSON map of captions.
+        device: "cpu" or a CUDA device.
+        overwrite: replace the checkpoint and the logs that RUN holds.
+
+    Raises:
+        UsageError: RUN holds a checkpoint already.
+        DataError: the data set or its captions are incomplete.
+    """
+    if (run / RECORD_NAME).exists() and not overwrite:
+        raise UsageError(f"{run}: holds a checkpoint already; choose another folder or give --overwrite")
+    samples = find_samples(data, "train")
+    texts = load_captions(captions, samples)
+    validation = find_samples(data, "val") if (data / "val").is_dir() else []
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError("device: found no CUDA GPU, expected one for --device cuda; use --device cpu")
+
+    clip, backbone = load_clip(config.backbone, config.pretrained, seed=config.seed)
+    text_features = encode_captions(clip.to(device), config.backbone, texts, device)
+    visual = clip.visual
+    del clip  # the text tower leaves memory here
+    torch.manual_seed(config.seed)
+    add_lora(visual, config.lora)
+    model = DgsNet(visual, backbone.embed_dim).to(device).eval()
+
+    train_set = MosaicSet(samples, config.data, seed=config.seed, title="reading train patches")
+    run.mkdir(parents=True, exist_ok=True)
+    logs = run / "logs"
+    shutil.rmtree(logs, ignore_errors=True)
+    logs.mkdir()
+    with (logs / "steps.jsonl").open("w", encoding="utf-8") as stream:
+
+        def log(record: dict[str, Any]) -> None:
+            stream.write(json.dumps(record) + "\n")
+
+        train_teacher_head(model, train_set, config, device, log)
+        train_student(model, train_set, text_features, config, device, log)
+
+    val_ap = None
+    if validation:
+        val_set = MosaicSet(validation, config.data, seed=config.seed, title="reading val patches")
+        logits = score_mosaics(model, val_set, device)
+        val_ap = average_precision([s.label for s in validation], logits)
+    counts = {"train": len(samples), "val": len(validation), "fingerprint": fingerprint(samples)}
+    save_checkpoint(run, model.cpu(), config, backbone, counts)
+    return RunSummary(len(samples), len(validation), val_ap)
