@@ -1,0 +1,180 @@
+"""Adding an engine to a bundle that is already in its place, with one commit point: the new manifest.
+
+Everything is first staged in ``parity/.dgsnet-tmp-<id>/``, which readers never look into:
+
+1. the engine, synced; the new manifest, synced; a journal that names the engine that is added and the ones
+   that it replaces;
+2. the engine is renamed to its final, unused name below ``engines/``;
+3. the staged manifest replaces manifest.json: the commit point;
+4. engine files that the new manifest no longer lists are removed; the staging folder goes last.
+
+A crash leaves the journal. ``recover`` then removes those engines of the journal that the manifest in force
+does not list, which undoes a crash before 3 and completes one after it. Between 2 and 4 an engine lies in the
+bundle that its manifest does not list, and the journal names it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from export.bundle.hashing import copy_hashed
+from export.bundle.lock import bundle_lock
+from runtime.errors import ManifestError, UsageError
+from runtime.files import sync_folder, write_atomically
+from runtime.manifest import (
+    ENGINES_FOLDER,
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    PARITY_FOLDER,
+    EngineEntry,
+    Manifest,
+    checked_name,
+    manifest_bytes,
+    parse_manifest,
+)
+
+logger = logging.getLogger("dgsnet.export.bundle")
+
+STAGING_PREFIX = ".dgsnet-tmp-"
+JOURNAL_NAME = "journal.json"
+
+
+def add_engine(bundle: Path, engine_file: Path, entry: EngineEntry) -> EngineEntry:
+    """Copies an engine into a bundle and lists it; an entry for the same file name is replaced.
+
+    Args:
+        bundle: a bundle's folder.
+        engine_file: the engine; it stays where it is.
+        entry: what the manifest will say; ``entry.file`` is ``engines/<name>.engine``.
+
+    Returns:
+        The entry as written. A replaced file's name is never used again for other bytes, so the name may
+        have got a number: ``<name>-r2.engine``.
+
+    Raises:
+        UsageError: the engine file is missing or empty, ``entry.file`` is not below ``engines/``, the bundle
+            cannot be written, or another writer is at work.
+        ManifestError: the bundle's manifest is missing or damaged, or the new one would not open.
+    """
+    name = PurePosixPath(checked_name(entry.file))
+    if name.parts[:1] != (ENGINES_FOLDER,) or len(name.parts) != 2 or name.suffix != ".engine":
+        raise UsageError(f"engine file {entry.file!r}: expected {ENGINES_FOLDER}/<name>.engine")
+    if not engine_file.is_file() or not engine_file.stat().st_size:
+        raise UsageError(f"{engine_file}: found no engine there, or an empty one; build it again")
+    bundle = _bundle_folder(bundle)
+    with bundle_lock(bundle):
+        _recover(bundle)
+        manifest = _read_manifest(bundle)
+        final = _unused_name(bundle, manifest, name)
+        staging = bundle / PARITY_FOLDER / f"{STAGING_PREFIX}{secrets.token_hex(4)}"
+        try:
+            staging.mkdir(parents=True)
+            _stage(staging, manifest, engine_file, replace(entry, file=final), _family(manifest, name))
+            (bundle / ENGINES_FOLDER).mkdir(exist_ok=True)
+            os.rename(staging / "engine", bundle / final)
+            sync_folder(bundle / ENGINES_FOLDER)
+            os.replace(staging / MANIFEST_NAME, bundle / MANIFEST_NAME)
+            sync_folder(bundle)
+        except OSError as err:
+            raise UsageError(
+                f"{bundle}: cannot be written ({err.strerror}); free space or check its owner"
+            ) from err
+        finally:
+            # The same work after success, an error and a crash: the manifest in force decides what stays.
+            _recover(bundle)
+    return replace(entry, file=final)
+
+
+def recover(bundle: Path) -> list[str]:
+    """Removes what an interrupted ``add_engine`` left in a bundle and returns the names of removed engines.
+
+    Raises:
+        UsageError: another writer is at work.
+        ManifestError: the bundle's manifest is missing or damaged.
+    """
+    folder = _bundle_folder(bundle)
+    with bundle_lock(folder):
+        return _recover(folder)
+
+
+def _stage(
+    staging: Path, manifest: Manifest, engine_file: Path, entry: EngineEntry, replaced: list[str]
+) -> None:
+    copied = copy_hashed(engine_file, staging / "engine")
+    content: dict[str, Any] = dict(manifest.raw)
+    content["files"] = {k: v for k, v in content["files"].items() if k not in replaced}
+    content["files"][entry.file] = {"sha256": copied.sha256, "size": copied.size}
+    content["engines"] = [e for e in content["engines"] if e["file"] not in replaced] + [entry.to_json()]
+    write_atomically(staging / MANIFEST_NAME, manifest_bytes(content))
+    journal = {"added": [entry.file], "replaced": replaced}
+    write_atomically(staging / JOURNAL_NAME, json.dumps(journal).encode())
+    sync_folder(staging.parent)
+
+
+def _recover(bundle: Path) -> list[str]:
+    parity = bundle / PARITY_FOLDER
+    if parity.is_symlink() or not parity.is_dir():
+        return []
+    removed = []
+    for staging in sorted(parity.glob(f"{STAGING_PREFIX}*")):
+        if staging.is_symlink() or not staging.is_dir():
+            continue
+        listed = _read_manifest(bundle).files
+        for name in _journal_names(staging / JOURNAL_NAME):
+            if name not in listed and (bundle / name).is_file():
+                (bundle / name).unlink()
+                removed.append(name)
+        if removed:
+            sync_folder(bundle / ENGINES_FOLDER)
+        shutil.rmtree(staging)
+    if not any(parity.iterdir()):
+        parity.rmdir()
+    return removed
+
+
+def _journal_names(path: Path) -> list[str]:
+    """Returns the engine files that a journal names; a journal that was not finished names none."""
+    try:
+        journal = json.loads(path.read_bytes())
+        names = [checked_name(name) for name in (*journal["added"], *journal["replaced"])]
+    except (OSError, ValueError, KeyError, TypeError, ManifestError):
+        return []
+    return [name for name in names if PurePosixPath(name).parts[:-1] == (ENGINES_FOLDER,)]
+
+
+def _bundle_folder(bundle: Path) -> Path:
+    folder = bundle.resolve()
+    if not (folder / MANIFEST_NAME).is_file():
+        raise ManifestError(f"{bundle}: found no {MANIFEST_NAME} there, expected the folder of a bundle")
+    return folder
+
+
+def _read_manifest(bundle: Path) -> Manifest:
+    with (bundle / MANIFEST_NAME).open("rb") as stream:
+        return parse_manifest(stream.read(MAX_MANIFEST_BYTES + 1))
+
+
+def _family(manifest: Manifest, name: PurePosixPath) -> list[str]:
+    """Returns the listed files that bear this name, numbered or not."""
+    pattern = re.compile(rf"{re.escape(f'{ENGINES_FOLDER}/{name.stem}')}(-r\d+)?\.engine")
+    return sorted(file for file in manifest.files if pattern.fullmatch(file))
+
+
+def _unused_name(bundle: Path, manifest: Manifest, name: PurePosixPath) -> str:
+    numbers = [
+        int(match[1]) for file in _family(manifest, name) if (match := re.search(r"-r(\d+)\.engine$", file))
+    ]
+    if not _family(manifest, name) and not (bundle / name).exists():
+        return str(name)
+    number = max(numbers, default=1) + 1
+    while (bundle / f"{name.parent}/{name.stem}-r{number}.engine").exists():
+        number += 1
+    return f"{name.parent}/{name.stem}-r{number}.engine"

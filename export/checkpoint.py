@@ -1,0 +1,99 @@
+"""A trained run as export sees it: reference logits in PyTorch, and the merged FP32 ONNX graph.
+
+The only module of this room that imports ``train`` (and with it torch).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.graph.detector import detector_graph
+from export.graph.tower import tower_from_torch
+from runtime.decision import Decision
+from runtime.errors import MissingDependencyError
+
+_BATCH = 16
+
+
+class CheckpointSource:
+    """A run's checkpoint, loaded in float32 on the CPU with its adapters unmerged.
+
+    Args:
+        run: the run's folder.
+
+    Raises:
+        CheckpointError: the run is damaged, incomplete or of another architecture.
+        MissingDependencyError: torch or open_clip is not installed.
+    """
+
+    reference_name = "pytorch-fp32"
+
+    def __init__(self, run: Path) -> None:
+        try:
+            from train.checkpoint import load_checkpoint
+        except ImportError as err:
+            raise MissingDependencyError(
+                f'a checkpoint needs torch and open_clip ({err}); pip install "dgsnet[train]"'
+            ) from err
+        self._checkpoint = load_checkpoint(run)
+
+    @property
+    def decision(self) -> Decision:
+        """The threshold and temperature that travel with the checkpoint."""
+        return self._checkpoint.decision
+
+    @property
+    def backbone(self) -> dict[str, Any]:
+        """What the manifest says of the backbone."""
+        return dataclasses.asdict(self._checkpoint.backbone)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 (hex) of the checkpoint's weight file."""
+        return self._checkpoint.weights_sha256
+
+    @property
+    def embed_dim(self) -> int:
+        """Width D of the embedding."""
+        return self._checkpoint.backbone.embed_dim
+
+    def reference(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Returns PyTorch's raw logits, float32 ``[N]``, and embeddings, float32 ``[N, D]``, unmerged.
+
+        Args:
+            images: mosaics, uint8 ``[N, 224, 224, 3]``.
+        """
+        import torch
+
+        logits, embeddings = [], []
+        with torch.inference_mode():
+            for start in range(0, len(images), _BATCH):
+                logit, embedding = self._checkpoint.model(
+                    torch.from_numpy(np.array(images[start : start + _BATCH]))
+                )
+                logits.append(logit.numpy())
+                embeddings.append(embedding.numpy())
+        return np.concatenate(logits), np.concatenate(embeddings)
+
+    def onnx(self) -> Any:
+        """Returns the FP32 ONNX model with the adapters merged; this object stays unmerged.
+
+        Raises:
+            SpecError: the tower has a part that the graph cannot express.
+            CheckpointError: a weight is not finite.
+        """
+        from train.lora import merge_lora
+
+        model = self._checkpoint.model
+        visual = copy.deepcopy(model.visual)
+        merge_lora(visual)
+        head = model.head_image
+        return detector_graph(
+            tower_from_torch(visual), head.weight.detach().numpy(), head.bias.detach().numpy()
+        )

@@ -1,0 +1,22 @@
+"""The commands of ``python -m export``; their modules import nothing heavy until a command runs."""
+
+from __future__ import annotations
+
+import click
+
+from export.commands.build_engine import build_engine
+from export.commands.onnx import onnx
+from export.commands.parity import parity
+from export.commands.verify import verify
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Turns a trained checkpoint into a verified bundle with ONNX graphs and engines.
+
+    Exit codes: 0 done, 1 a gate failed, 2 usage or bad input, 3 something asked for is not installed.
+    """
+
+
+for _command in (build_engine, onnx, parity, verify):
+    cli.add_command(_command)

@@ -1,0 +1,1 @@
+"""Paired parity: would the engine judge the same pictures differently?"""

@@ -1,0 +1,261 @@
+"""The main job end to end, through the command line: run, bundle, engines, parity, verdicts, refusals."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from runtime.bundle import open_bundle
+from runtime.detector import Detector
+from runtime.errors import ManifestError
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def command(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, words)], capture_output=True, text=True, cwd=cwd or ROOT, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def bundle(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("bundles") / "demo"
+    done = command(
+        "export", "build-engine", run_folder, "-o", target, "--backend", "onnxruntime,tensorrt-rtx"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "built, not run" in done.stdout
+    return target
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    shutil.copytree(bundle, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_build_engine__writes_the_bundle_of_the_contract(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    engines = {entry["backend"]: entry for entry in manifest["engines"]}
+    assert engines["onnxruntime"]["verified"] == "passed"
+    rtx = engines["tensorrt-rtx"]
+    assert rtx["verified"] == "not-run"
+    assert re.fullmatch(
+        r"engines/dgsnet-tiny-p32_fp16_b1-8-32_sm\d+(\+sm\d+)*_rtx\d+(\.\d+){3}\.engine", rtx["file"]
+    )
+    assert (bundle / rtx["file"]).stat().st_size > 5_000_000
+    assert manifest["golden"]["reference"] == "pytorch-fp32"
+    with np.load(bundle / "golden.npz", allow_pickle=False) as golden:
+        assert golden["images"].shape == (16, 224, 224, 3)
+        assert golden["logit"].dtype == np.float32
+    hops = json.loads((bundle / "parity" / "parity.json").read_text())["hops"]
+    assert [hop["status"] for hop in hops] == ["passed"] * len(hops)
+    assert {hop["hop"].rpartition("batch ")[2] for hop in hops} == {"1", "2", "3", "8", "32"}
+
+
+def test_build_engine__merges_the_trained_adapters(bundle: Path, run_folder: Path) -> None:
+    from safetensors.numpy import load_file
+
+    state = load_file(run_folder / "checkpoint.safetensors")
+    weights = {w.name: w for w in onnx.load(bundle / "model.onnx").graph.initializer}
+    packed = numpy_helper.to_array(weights["block_1/attention/qkv/weight"]).T
+    base = state["base.transformer.resblocks.1.attn.in_proj_weight"]
+    for index, name in enumerate("qkv"):
+        update = 6 / 6**0.5 * state[f"lora.1.{name}.b"] @ state[f"lora.1.{name}.a"]
+        rows = slice(256 * index, 256 * (index + 1))
+        assert np.abs(update).max() > 1e-4
+        assert np.allclose(packed[rows], base[rows] + update, atol=1e-6)
+
+
+def test_build_engine__leaves_no_path_of_this_machine(bundle: Path, run_folder: Path, data_set: Path) -> None:
+    places = [str(ROOT).encode(), str(bundle.parent).encode(), str(data_set).encode(), sys.prefix.encode()]
+    for folder in (bundle, run_folder):
+        for path in (p for p in folder.rglob("*") if p.is_file()):
+            content = path.read_bytes()
+            assert not any(place in content for place in places), path.name
+
+
+def test_detector__gives_pytorchs_logits_from_files(bundle: Path, run_folder: Path, data_set: Path) -> None:
+    from export.checkpoint import CheckpointSource
+    from runtime.decode import decode_image
+    from runtime.patches import select_patches
+
+    paths = sorted((data_set / "test").rglob("*.png"))
+    with Detector.open(bundle) as detector:
+        found = [d.logit for d in detector.predict(paths)]
+    want, _ = CheckpointSource(run_folder).reference(
+        np.stack([select_patches(decode_image(p)) for p in paths])
+    )
+    assert np.abs(np.array(found) - want).max() < 1e-5
+    assert np.ptp(want) > 0.05  # the pictures really differ, so that a constant would not pass
+
+
+def test_predict__tells_the_families_apart(bundle: Path, data_set: Path) -> None:
+    done = command("runtime", "predict", bundle, data_set / "test", "--json")
+    assert done.returncode == 0
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    real = [r["probability"] for r in rows if "0_real" in r["path"]]
+    fake = [r["probability"] for r in rows if "1_fake" in r["path"]]
+    assert len(real) == len(fake) == 6
+    assert max(real) < min(fake)
+
+
+def test_parity__passes_and_reports(bundle: Path, run_folder: Path, data_set: Path, tmp_path: Path) -> None:
+    done = command(
+        "export", "parity", bundle, "--checkpoint", run_folder, "--data", data_set / "test",
+        "--json", "--json-file", tmp_path / "p.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report == json.loads((tmp_path / "p.json").read_text())
+    assert [hop["count"] for hop in report["hops"]] == [16, 12]
+    assert all(hop["max_abs_logit"] < 1e-4 for hop in report["hops"])
+
+
+def rewritten(folder: Path, name: str, content: bytes) -> None:
+    """Replaces a file and makes the manifest agree, as somebody would who exports with other tools."""
+    import hashlib
+
+    from runtime.manifest import manifest_bytes
+
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / name).write_bytes(content)
+    manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    (folder / "manifest.json").write_bytes(manifest_bytes(manifest))
+
+
+def test_parity__fails_on_a_wrong_weight(copy: Path, run_folder: Path, data_set: Path) -> None:
+    model = onnx.load(copy / "model.onnx")
+    weight = next(w for w in model.graph.initializer if w.name == "block_2/mlp/fc/weight")
+    changed = numpy_helper.to_array(weight).copy()
+    changed[:, 0] *= -3
+    weight.CopyFrom(numpy_helper.from_array(changed, weight.name))
+    rewritten(copy, "model.onnx", model.SerializeToString())
+    done = command("export", "parity", copy, "--checkpoint", run_folder, "--data", data_set / "test")
+    assert done.returncode == 1
+    assert "FAILED" in done.stdout
+    assert "over the limit" in done.stderr
+
+
+def test_parity__fails_on_another_permutation(copy: Path, run_folder: Path, data_set: Path) -> None:
+    from runtime.manifest import manifest_bytes
+
+    manifest = json.loads((copy / "manifest.json").read_text())
+    order = manifest["preprocessing"]["permutation"]
+    order[0], order[24] = order[24], order[0]
+    (copy / "manifest.json").write_bytes(manifest_bytes(manifest))
+    done = command("export", "parity", copy, "--checkpoint", run_folder, "--data", data_set / "test")
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines if "pictures, max" in line] == ["passed", "FAILED"]
+
+
+def test_parity__by_name_exits_3_when_it_cannot_run(bundle: Path) -> None:
+    done = command("export", "parity", bundle, "--backend", "tensorrt-rtx")
+    assert done.returncode == 3
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_predict__refuses_a_flipped_byte_in_any_file(copy: Path, data_set: Path) -> None:
+    names = [p.relative_to(copy).as_posix() for p in sorted(copy.rglob("*")) if p.is_file()]
+    picture = next((data_set / "test").rglob("*.png"))
+    hashed = [name for name in names if not name.startswith("parity/")]
+    assert len(hashed) == 5
+    for name in hashed:
+        original = (copy / name).read_bytes()
+        content = bytearray(original)
+        content[len(content) // 2] ^= 1
+        (copy / name).write_bytes(content)
+        done = command("runtime", "predict", "-q", copy, picture)
+        assert done.returncode == 2, name
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert done.stdout == ""
+        (copy / name).write_bytes(original)
+    assert command("runtime", "predict", "-q", copy, picture).returncode == 0
+
+
+def test_build_engine__extends_a_bundle_in_place(copy: Path) -> None:
+    done = command(
+        "export", "build-engine", copy, "--backend", "tensorrt-rtx", "--precision", "fp32",
+        "--max-batch", "4", "--opt-batch", "2", "--target", "sm_86,8.9", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    entry = json.loads(done.stdout)["engines"][0]
+    assert entry["targets"] == ["sm_86", "sm_89"]
+    assert entry["profiles"] == [[1, 2, 4]]
+    with open_bundle(copy, verify="full") as opened:
+        opened.join()
+        assert [e.backend for e in opened.manifest.engines] == ["onnxruntime", "tensorrt-rtx", "tensorrt-rtx"]
+        sizes = [opened.manifest.files[e.file].size for e in opened.manifest.engines[1:]]
+    assert sizes[1] > 1.5 * sizes[0]  # FP32 weights take twice the room of FP16 ones
+
+
+def test_build_engine__takes_a_contract_onnx(bundle: Path, tmp_path: Path) -> None:
+    done = command("export", "build-engine", bundle / "model.onnx", "-o", tmp_path / "b")
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    assert manifest["golden"]["reference"] == "onnx-fp32"
+    assert (tmp_path / "b" / "model.onnx").read_bytes() == (bundle / "model.onnx").read_bytes()
+
+
+def test_build_engine__is_reproducible_up_to_the_engine(
+    bundle: Path, run_folder: Path, tmp_path: Path
+) -> None:
+    done = command("export", "build-engine", run_folder, "-o", tmp_path / "b", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    for name in ("model.onnx", "model_fp16.onnx", "golden.npz"):
+        assert (tmp_path / "b" / name).read_bytes() == (bundle / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--backend", "onnxruntime", "--precision", "fp16"), 2, "always computes FP32"),
+        (("--backend", "openvino"), 2, "expected one of"),
+        (("--min-batch", "4", "--opt-batch", "2"), 2, "min 4, opt 2"),
+        (("--backend", "tensorrt-rtx", "--target", "sm_87"), 2, "does not have it, it has sm_75"),
+        (("--workspace", "2000"), 2, "with its unit"),
+        (("--backend", "tensorrt"), 3, "tensorrt"),
+    ],
+)
+def test_build_engine__refuses_in_one_line_and_leaves_nothing(
+    run_folder: Path, tmp_path: Path, words: tuple[str, ...], code: int, message: str
+) -> None:
+    done = command("export", "build-engine", run_folder, "-o", tmp_path / "b", "-q", *words)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert [p for p in tmp_path.iterdir() if not p.name.endswith(".lock")] == []
+
+
+def test_build_engine__refuses_what_is_no_source(tmp_path: Path) -> None:
+    (tmp_path / "model.pth").write_bytes(b"x")
+    for source, message in (
+        ("absent", "nothing there"),
+        ("model.pth", "authors' .pth"),
+        (".", "something else"),
+    ):
+        done = command("export", "build-engine", tmp_path / source, "-o", tmp_path / "b")
+        assert done.returncode == 2
+        assert message in done.stderr
+
+
+def test_verify__names_the_damaged_file(copy: Path) -> None:
+    assert command("export", "verify", copy).returncode == 0
+    (copy / "model.onnx").write_bytes((copy / "model.onnx").read_bytes()[:-1])
+    done = command("export", "verify", copy)
+    assert done.returncode == 2
+    assert "model.onnx" in done.stderr
+    with pytest.raises(ManifestError):
+        open_bundle(copy)

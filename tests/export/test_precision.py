@@ -1,0 +1,208 @@
+"""The FP16 graph: types, islands, limits; run in ONNX Runtime at a level that is safe for FP16 on a CPU."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from export.onnx_files import check_contract, check_structure, inferred_types, load_model, save_model
+from export.precision import PrecisionPolicy, fp16_from_fp32
+from runtime.errors import EngineBuildError, GateFailedError, UsageError
+from runtime.tolerances import FP16_MAX_ABS_LOGIT
+
+DEFAULT = PrecisionPolicy()
+
+
+def run(path: Path, images: np.ndarray) -> dict[str, np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, {"images": images}), strict=True))
+
+
+def changed(model: Any, name: str, change: Callable[[np.ndarray], None]) -> Any:
+    """Rewrites one weight of a model."""
+    for tensor in model.graph.initializer:
+        if tensor.name == name:
+            values = numpy_helper.to_array(tensor).copy()
+            change(values)
+            tensor.CopyFrom(numpy_helper.from_array(values, name))
+    return model
+
+
+def converted(model: Any, folder: Path, policy: PrecisionPolicy = DEFAULT) -> tuple[Any, Any]:
+    """Returns (report, FP16 model)."""
+    source = folder / "source.onnx"
+    onnx.save(model, source)
+    report = fp16_from_fp32(source, folder / "model_fp16.onnx", policy)
+    return report, load_model(folder / "model_fp16.onnx")
+
+
+def put_first_weight(value: float) -> Callable[[np.ndarray], None]:
+    def change(values: np.ndarray) -> None:
+        values.flat[0] = value
+
+    return change
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_fp16__agrees_with_fp32_and_keeps_the_contract(
+    batch: int, fp32_onnx: Path, images: Any, tmp_path: Path
+) -> None:
+    target = tmp_path / "model_fp16.onnx"
+    report = fp16_from_fp32(fp32_onnx, target, DEFAULT)
+    assert check_contract(target) == check_contract(fp32_onnx)
+    check_structure(target)
+    reference, half = run(fp32_onnx, images[:batch]), run(target, images[:batch])
+    assert {name: value.dtype for name, value in half.items()} == {
+        "logit": np.float32,
+        "embedding": np.float32,
+    }
+    error = np.abs(half["logit"] - reference["logit"]).max()
+    # Not 0: a graph left in FP32 would agree too well. Measured on this graph: 2e-5 to 1.3e-3.
+    assert 0 < error < FP16_MAX_ABS_LOGIT / 10
+    assert np.abs(half["embedding"] - reference["embedding"]).max() < 1e-3
+    assert report.fp16_share == 1.0
+    assert (report.weighted_nodes, report.weighted_fp32) == (19, 2)
+    assert target.stat().st_size < 0.6 * fp32_onnx.stat().st_size
+
+
+def test_fp16__types_follow_the_policy(vit: Callable[..., Any], tmp_path: Path) -> None:
+    report, model = converted(vit(), tmp_path)
+    types = inferred_types(model)
+    for node in model.graph.node:
+        if node.op_type == "Cast" or types[node.output[0]] not in (TensorProto.FLOAT, TensorProto.FLOAT16):
+            continue
+        expected = TensorProto.FLOAT if DEFAULT.keeps_fp32(node.name) else TensorProto.FLOAT16
+        inputs = {types[name] for name in node.input} - {TensorProto.INT64, TensorProto.UINT8}
+        assert inputs | {types[node.output[0]]} == {expected}, node.name
+    # Into FP16 once, out of it once, and the source's own: no value inside an island is ever rounded to FP16.
+    assert report.casts == 3
+    operators = Counter(node.op_type for node in model.graph.node)
+    assert operators["LayerNormalization"] == 4
+    assert operators["ReduceMean"] == 1
+    names = [node.name for node in model.graph.node]
+    assert len(set(names)) == len(names)
+
+
+def test_fp16__outputs_stay_fp32_where_their_nodes_are_not(
+    vit: Callable[..., Any], images: Any, tmp_path: Path
+) -> None:
+    report, _model = converted(vit(), tmp_path, PrecisionPolicy(fp32_nodes=("preprocess/*",)))
+    half = run(tmp_path / "model_fp16.onnx", images)
+    assert half["logit"].dtype == half["embedding"].dtype == np.float32
+    assert (half["logit"] == half["logit"].astype(np.float16)).all()
+    assert report.weighted_fp32 == 0
+
+
+def test_fp16__a_weight_of_both_precisions_is_split(
+    vit: Callable[..., Any], images: Any, tmp_path: Path
+) -> None:
+    model = vit()
+    for node in model.graph.node:
+        if node.name == "block_0/gate_in":
+            node.input[1] = "full"  # the 255 that preprocess/scale divides by
+    _report, half = converted(model, tmp_path)
+    kept = {t.name: t.data_type for t in half.graph.initializer if t.name.startswith("full")}
+    assert kept == {"full": TensorProto.FLOAT, "full_fp16": TensorProto.FLOAT16}
+    reference = run(tmp_path / "source.onnx", images)
+    np.testing.assert_allclose(
+        run(tmp_path / "model_fp16.onnx", images)["logit"], reference["logit"], atol=5e-3
+    )
+
+
+def test_fp16__casts_of_the_source_follow(vit: Callable[..., Any], images: Any, tmp_path: Path) -> None:
+    model = vit()
+    for tensor in model.graph.initializer:
+        if tensor.name == "block_1.gate":
+            tensor.CopyFrom(numpy_helper.from_array(np.array(2, np.int64), tensor.name))
+    position = next(k for k, node in enumerate(model.graph.node) if node.name == "block_1/gate_in")
+    cast = onnx.helper.make_node("Cast", ["block_1.gate"], ["two"], name="block_1/two", to=TensorProto.FLOAT)
+    model.graph.node.insert(position, cast)
+    model.graph.node[position + 1].input[1] = "two"
+    # A cast reads the full value: 70000 has no FP16 form, and none is needed to make an integer of it.
+    model.graph.initializer.append(numpy_helper.from_array(np.array(7e4, np.float32), "large"))
+    weight_cast = onnx.helper.make_node("Cast", ["large"], ["whole"], name="unused", to=TensorProto.INT64)
+    model.graph.node.insert(0, weight_cast)
+    _report, half = converted(model, tmp_path)
+    assert inferred_types(half)["two"] == TensorProto.FLOAT16
+    reference = run(tmp_path / "source.onnx", images)
+    np.testing.assert_allclose(
+        run(tmp_path / "model_fp16.onnx", images)["logit"], reference["logit"], atol=5e-3
+    )
+
+
+def test_fp16__weights_beside_the_source(vit: Callable[..., Any], tmp_path: Path) -> None:
+    save_model(vit(), tmp_path / "a.onnx", external_threshold=1000)
+    save_model(vit(), tmp_path / "b.onnx")
+    for name in ("a", "b"):
+        fp16_from_fp32(tmp_path / f"{name}.onnx", tmp_path / f"{name}_fp16.onnx", DEFAULT)
+    assert (tmp_path / "a_fp16.onnx").read_bytes() == (tmp_path / "b_fp16.onnx").read_bytes()
+
+
+def test_policy__a_pattern_without_a_node_is_an_error(fp32_onnx: Path, tmp_path: Path) -> None:
+    policy = PrecisionPolicy(fp32_nodes=("preprocess/*", "classifier/*"))
+    with pytest.raises(UsageError, match=r"'classifier/\*' matches none of 76 nodes"):
+        fp16_from_fp32(fp32_onnx, tmp_path / "model_fp16.onnx", policy)
+
+
+def test_policy__too_little_fp16_writes_nothing(fp32_onnx: Path, tmp_path: Path) -> None:
+    with pytest.raises(GateFailedError, match=r"found 0\.0% .* expected at least 95\.0%"):
+        fp16_from_fp32(fp32_onnx, tmp_path / "model_fp16.onnx", PrecisionPolicy(fp32_nodes=("*",)))
+    assert not (tmp_path / "model_fp16.onnx").exists()
+
+
+def test_policy__a_whole_block_may_stay_fp32(vit: Callable[..., Any], tmp_path: Path) -> None:
+    policy = PrecisionPolicy(fp32_nodes=(*DEFAULT.fp32_nodes, "block_1/*"))
+    report, _model = converted(vit(), tmp_path, policy)
+    assert (report.fp16_share, report.weighted_nodes, report.weighted_fp32) == (1.0, 19, 10)
+
+
+@pytest.mark.parametrize("value", [1e5, -70000.0, 65504.1])
+def test_weights__out_of_range_are_named(value: float, vit: Callable[..., Any], tmp_path: Path) -> None:
+    model = changed(vit(), "block_1/up.weight", put_first_weight(value))
+    with pytest.raises(
+        EngineBuildError, match=r"weight block_1/up\.weight: found a magnitude of .* at most 65504"
+    ):
+        converted(model, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["block_0/q.bias", "head.weight"], ids=["fp16", "fp32"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights__not_finite_are_named(
+    name: str, value: float, vit: Callable[..., Any], tmp_path: Path
+) -> None:
+    with pytest.raises(EngineBuildError, match=rf"weight {name}: found NaN or infinity"):
+        converted(changed(vit(), name, put_first_weight(value)), tmp_path)
+
+
+def test_weights__the_fp32_nodes_may_hold_large_ones(vit: Callable[..., Any], tmp_path: Path) -> None:
+    _report, model = converted(changed(vit(), "head.weight", put_first_weight(1e5)), tmp_path)
+    kept = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    assert kept["head.weight"].dtype == np.float32
+    assert kept["head.weight"].max() == 1e5
+
+
+def test_weights__what_flushes_to_zero_is_counted(vit: Callable[..., Any], tmp_path: Path) -> None:
+    def tiny(values: np.ndarray) -> None:
+        values.flat[:4] = [1e-9, -1e-9, 2e-8, 0.0]
+
+    before, _model = converted(vit(), tmp_path)
+    after, _model = converted(changed(vit(), "block_0/q.weight", tiny), tmp_path)
+    assert after.flushed_weights == before.flushed_weights + 3
+
+
+def test_graph__every_node_needs_its_own_name(vit: Callable[..., Any], tmp_path: Path) -> None:
+    model = vit()
+    model.graph.node[4].name = ""
+    with pytest.raises(EngineBuildError, match="name each node once"):
+        converted(model, tmp_path)
