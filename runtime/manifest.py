@@ -153,17 +153,19 @@ def parse_manifest(encoded: bytes) -> Manifest:
     if not isinstance(content, dict):
         raise ManifestError(f"{MANIFEST_NAME}: found {type(content).__name__}, expected an object")
     _check_schema(content)
-    if content["digest"] != manifest_digest(content):
-        raise ManifestError(
-            f"{MANIFEST_NAME}: its content does not match its digest, so it was changed or damaged after "
-            "it was written; get the bundle again or rebuild it"
-        )
     try:
+        if content["digest"] != manifest_digest(content):
+            raise ManifestError(
+                f"{MANIFEST_NAME}: its content does not match its digest, so it was changed or damaged after "
+                "it was written; get the bundle again or rebuild it"
+            )
         return _checked(content)
     except SpecError as err:
         raise ManifestError(f"{MANIFEST_NAME}: {err}") from err
-    except (KeyError, TypeError, AttributeError) as err:
-        raise ManifestError(f"{MANIFEST_NAME}: missing or malformed field ({err!r})") from err
+    # JSON can carry what has no canonical form (1e400 and lone surrogates: ValueError), and integers that no
+    # float holds (ArithmeticError).
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as err:
+        raise ManifestError(f"{MANIFEST_NAME}: missing or malformed field ({err!r:.200})") from err
 
 
 def checked_name(name: object) -> str:

@@ -1,0 +1,115 @@
+"""Runs the bundle's ONNX graph with ONNX Runtime, on a CPU or an NVIDIA GPU."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.backends.base import Backend
+from runtime.errors import EngineLoadError, MissingDependencyError, UsageError
+from runtime.spec import EMBEDDING_NAME, INPUT_NAME, LOGIT_NAME, MOSAIC_SIDE
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_ONLY_ERRORS = 3
+
+
+class OnnxSession(Backend):
+    """An ONNX Runtime session that runs where it was asked to, or does not open.
+
+    Args:
+        path: the ONNX file; external weights beside it are found by ONNX Runtime.
+        device: "cpu" or "cuda".
+        embed_dim: width D that the manifest states.
+        profile: (min, opt, max) batch size that the manifest states.
+        threads: CPU threads inside one operator; None leaves it to ONNX Runtime (one per core).
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+        EngineLoadError: the file cannot be loaded, breaks the graph contract, or opened on another device.
+        UsageError: ``threads`` is below 1.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        device: str,
+        embed_dim: int,
+        profile: tuple[int, int, int],
+        threads: int | None = None,
+    ) -> None:
+        super().__init__(f"onnxruntime:{device}", embed_dim, profile)
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads: found {threads}, expected at least 1")
+        self._path = os.fspath(path)
+        self._session: onnxruntime.InferenceSession | None = _open_session(self._path, device, threads)
+        self._check_contract(self._session)
+
+    def close(self) -> None:
+        """Frees the session."""
+        self._session = None
+
+    def _infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        if self._session is None:
+            raise EngineLoadError(f"{self._path}: the session is closed; open the bundle again")
+        try:
+            logit, embedding = self._session.run([LOGIT_NAME, EMBEDDING_NAME], {INPUT_NAME: images})
+        except Exception as err:  # ONNX Runtime's exceptions share no base class below Exception
+            raise EngineLoadError(f"{self._path}: {self.name} failed ({_one_line(err)})") from err
+        return np.asarray(logit), np.asarray(embedding)
+
+    def _check_contract(self, session: onnxruntime.InferenceSession) -> None:
+        inputs = {INPUT_NAME: ("tensor(uint8)", [None, MOSAIC_SIDE, MOSAIC_SIDE, 3])}
+        outputs = {
+            LOGIT_NAME: ("tensor(float)", [None]),
+            EMBEDDING_NAME: ("tensor(float)", [None, self.embed_dim]),
+        }
+        for kind, expected, nodes in (
+            ("input", inputs, session.get_inputs()),
+            ("output", outputs, session.get_outputs()),
+        ):
+            # A size that is not a number is a free axis, whatever the exporter called it.
+            found = {n.name: (n.type, [s if isinstance(s, int) else None for s in n.shape]) for n in nodes}
+            if found != expected:
+                raise EngineLoadError(
+                    f"{self._path}: found {kind}s {found}, expected {expected}; rebuild the bundle"
+                )
+
+
+def _open_session(path: str, device: str, threads: int | None) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as err:
+        raise MissingDependencyError(
+            f'onnxruntime does not import ({_one_line(err)}); pip install "dgsnet[cpu]"'
+        ) from err
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ONLY_ERRORS
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=[PROVIDERS[device]])
+    except Exception as err:  # ONNX Runtime's exceptions share no base class below Exception
+        raise EngineLoadError(
+            f"{path}: onnxruntime cannot load it ({_one_line(err)}); rebuild the bundle"
+        ) from err
+    # Without this a failing GPU run would silently be repeated on the CPU.
+    session.disable_fallback()
+    # Asked for CUDA alone, it opens on the CPU when CUDA does not load, and says so in a warning only.
+    opened = session.get_providers()
+    if opened[0] != PROVIDERS[device]:
+        raise EngineLoadError(
+            f"{path}: asked for {PROVIDERS[device]}, onnxruntime opened {opened[0]}; check its CUDA and "
+            "cuDNN libraries, or choose --backend onnxruntime:cpu"
+        )
+    return session
+
+
+def _one_line(err: BaseException) -> str:
+    return " ".join(str(err).split())[:300] or type(err).__name__

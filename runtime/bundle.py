@@ -1,0 +1,175 @@
+"""Opening a bundle: manifest, listing and sizes at once, hashes in the background. Never writes into it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from runtime.cache import cache_folder
+from runtime.errors import ManifestError
+from runtime.manifest import (
+    ENGINES_FOLDER,
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    PARITY_FOLDER,
+    Manifest,
+    checked_name,
+    parse_manifest,
+)
+from runtime.names import printable_name
+from runtime.verification import Verification
+
+# A hostile folder could hold any number of files; a real bundle holds some dozens.
+_MAX_ENTRIES = 100_000
+
+
+class Bundle:
+    """An opened bundle. Use as a context manager, or call ``close``.
+
+    Attributes:
+        path: its folder, absolute, links resolved.
+        manifest: the checked manifest.
+        verification: the hashing in the background.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, verification: Verification) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.verification = verification
+
+    def __enter__(self) -> Bundle:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    def file(self, name: str) -> Path:
+        """Returns the path of a listed file.
+
+        Raises:
+            ManifestError: the manifest does not list it.
+        """
+        if checked_name(name) not in self.manifest.files:
+            raise ManifestError(f"{self.path}: the manifest does not list {name}")
+        return self.path / name
+
+    def join(self) -> None:
+        """Waits until the hashes are checked; call before the first verdict.
+
+        Raises:
+            ManifestError: a file differs from what the manifest says.
+        """
+        self.verification.join()
+
+    def close(self) -> None:
+        """Stops the background hashing."""
+        self.verification.cancel()
+
+
+def open_bundle(
+    path: str | os.PathLike[str], *, verify: str = "cached", cache_dir: str | os.PathLike[str] | None = None
+) -> Bundle:
+    """Opens a bundle: digest of the manifest first, then names and sizes, then hashes in a thread.
+
+    Args:
+        path: the bundle's folder.
+        verify: "full", "cached" or "off"; see ``Verification``.
+        cache_dir: where passed hashes are remembered; see ``cache_folder``.
+
+    Raises:
+        ManifestError: not a bundle, or one with a missing, unlisted, linked or wrong-sized file, or with a
+            manifest that is damaged, hostile or newer than this version.
+        UsageError: ``verify`` is none of the three.
+    """
+    folder = _bundle_folder(path)
+    manifest = parse_manifest(_manifest_content(folder))
+    _check_listing(folder, manifest)
+    return Bundle(folder, manifest, Verification(folder, manifest.files, verify, cache_folder(cache_dir)))
+
+
+def _bundle_folder(path: str | os.PathLike[str]) -> Path:
+    name = printable_name(os.fspath(path))
+    try:
+        folder = Path(path).resolve(strict=True)
+    except FileNotFoundError as err:
+        raise ManifestError(f"{name}: no such folder; check the path of the bundle") from err
+    except (OSError, RuntimeError, ValueError) as err:
+        raise ManifestError(f"{name}: cannot be opened ({err}); check the path of the bundle") from err
+    if not folder.is_dir():
+        raise ManifestError(f"{name}: found a file, expected the folder of a bundle")
+    return folder
+
+
+def _manifest_content(folder: Path) -> bytes:
+    path = folder / MANIFEST_NAME
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise ManifestError(f"{path}: found a link or special file, expected a regular file")
+        with open(path, "rb") as stream:
+            return stream.read(MAX_MANIFEST_BYTES + 1)
+    except FileNotFoundError as err:
+        raise ManifestError(f"{folder}: holds no {MANIFEST_NAME}, so it is not a bundle") from err
+    except OSError as err:
+        raise ManifestError(f"{path}: cannot be read ({err.strerror}); check its permissions") from err
+
+
+def _check_listing(folder: Path, manifest: Manifest) -> None:
+    for name in manifest.files:
+        if name == MANIFEST_NAME or name.split("/")[0] == PARITY_FOLDER:
+            raise ManifestError(f"{folder}: the manifest lists {name}, which it must not")
+    found = {MANIFEST_NAME: 0}
+    folders = {ENGINES_FOLDER}
+    for name in manifest.files:
+        parts = name.split("/")[:-1]
+        folders.update("/".join(parts[: depth + 1]) for depth in range(len(parts)))
+    for name, size in _walk(folder, "", folders):
+        found[name] = size
+        if len(found) > _MAX_ENTRIES:
+            raise ManifestError(f"{folder}: found over {_MAX_ENTRIES} files, which no bundle holds")
+    del found[MANIFEST_NAME]
+    missing = sorted(manifest.files.keys() - found.keys())
+    if missing:
+        raise ManifestError(f"{folder}: {_some(missing)} missing; get the bundle again or rebuild it")
+    unlisted = sorted(found.keys() - manifest.files.keys())
+    if unlisted:
+        raise ManifestError(
+            f"{folder}: {_some(unlisted)} not listed in the manifest; remove what does not belong in it"
+        )
+    for name, entry in manifest.files.items():
+        if found[name] != entry.size:
+            raise ManifestError(
+                f"{folder / name}: found {found[name]} bytes, the manifest says {entry.size}; the file is "
+                "truncated or was changed: get the bundle again or rebuild it"
+            )
+
+
+def _walk(folder: Path, prefix: str, folders: set[str]) -> Iterator[tuple[str, int]]:
+    """Yields name and size of every regular file below ``folder``, the parity reports left out.
+
+    A folder that is not among ``folders`` is yielded like a file, with a slash at its end, and not entered.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            listing = [(prefix + entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+    except OSError as err:
+        raise ManifestError(f"{folder}: cannot be listed ({err.strerror}); check its permissions") from err
+    for name, status in listing:
+        if stat.S_ISREG(status.st_mode):
+            yield name, status.st_size
+        elif not stat.S_ISDIR(status.st_mode):
+            raise ManifestError(
+                f"{folder}: {printable_name(name)} is a link or special file, expected regular files and "
+                "folders only; copy the bundle with its links resolved"
+            )
+        elif name in folders:
+            yield from _walk(folder / name[len(prefix) :], name + "/", folders)
+        elif name != PARITY_FOLDER:
+            yield name + "/", 0
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(printable_name(name) for name in names[:3])
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{shown}{more} {'is' if len(names) == 1 else 'are'}"

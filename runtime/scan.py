@@ -1,0 +1,85 @@
+"""From the paths on a command line to the names of pictures. Standard library only.
+
+Nothing is judged here: a name that leads nowhere is passed on, so that it becomes one failed item of the run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from typing import IO
+
+from runtime.names import printable_name
+
+logger = logging.getLogger("dgsnet.scan")
+
+# What is taken out of a folder. A file that is named itself is taken whatever its suffix.
+SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".gif", ".bmp", ".dib", ".tif",
+    ".tiff", ".jp2", ".j2k", ".pbm", ".pgm", ".ppm", ".pnm",
+})  # fmt: skip
+_BLOCK_BYTES = 65536
+
+
+def expand_paths(
+    paths: Iterable[str], *, recursive: bool = True, names: IO[bytes] | None = None, nul: bool = False
+) -> Iterator[str]:
+    """Yields the names of the pictures that the paths stand for, as they are found.
+
+    A folder yields its pictures depth first, each level in the order of the names' bytes; links to folders
+    are not followed. Anything else is yielded as it is.
+
+    Args:
+        paths: files, folders, or "-" for names on ``names``.
+        recursive: whether folders inside folders are entered.
+        names: stream that "-" reads, one name a line.
+        nul: whether those names end with NUL instead of a line break.
+    """
+    for path in paths:
+        if path == "-" and names is not None:
+            for name in read_names(names, nul=nul):
+                yield from _expand(name, recursive)
+        else:
+            yield from _expand(path, recursive)
+
+
+def read_names(stream: IO[bytes], *, nul: bool = False) -> Iterator[str]:
+    """Yields the names on a binary stream as they arrive; empty ones are skipped, any bytes are allowed."""
+    separator = b"\0" if nul else b"\n"
+    rest = b""
+    # read1 gives what is there, so that a slow producer's names are not held back.
+    read = getattr(stream, "read1", stream.read)
+    while block := read(_BLOCK_BYTES):
+        *complete, rest = (rest + block).split(separator)
+        yield from (os.fsdecode(name) for name in complete if name)
+    if rest:
+        yield os.fsdecode(rest)
+
+
+def _expand(path: str, recursive: bool) -> Iterator[str]:
+    if not os.path.isdir(path):
+        yield path
+        return
+    count = 0
+    for name in _walk(path, recursive):
+        count += 1
+        yield name
+    if count == 0:
+        logger.warning("%s: no pictures found in this folder", printable_name(path))
+
+
+def _walk(folder: str, recursive: bool) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as entries:
+            listing = sorted(entries, key=lambda entry: os.fsencode(entry.name))
+    except OSError as err:
+        logger.warning("%s: cannot be listed (%s)", printable_name(folder), err.strerror)
+        yield folder  # it fails as an item of the run, so that the exit code tells
+        return
+    for entry in listing:
+        if entry.is_dir(follow_symlinks=False):
+            if recursive:
+                yield from _walk(entry.path, recursive)
+        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and not os.path.isdir(entry.path):
+            yield entry.path

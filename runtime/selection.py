@@ -1,0 +1,192 @@
+"""Which of a bundle's engines runs on this machine, decided before any engine is loaded.
+
+A candidate counts only if the manifest and the machine agree; every other one is rejected for exactly one
+stated reason. Nothing here falls back: what is chosen either runs or is an error.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePosixPath
+
+from runtime.backends.onnx_session import PROVIDERS
+from runtime.errors import MissingDependencyError, UsageError
+from runtime.machine import cuda_device, installed_version
+from runtime.manifest import BACKENDS, EngineEntry, Manifest
+
+logger = logging.getLogger("dgsnet.selection")
+
+DEVICES = ("cuda", "cpu")
+CHOICES = ("auto", *BACKENDS, *(f"onnxruntime:{device}" for device in DEVICES))
+
+# Module that must import, and the distributions that may have brought it.
+_TENSORRT = {
+    "tensorrt": (
+        ("tensorrt", "tensorrt_bindings"),
+        ("tensorrt", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
+    ),
+    "tensorrt-rtx": (
+        ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+        ("tensorrt-rtx", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A candidate that was not taken, and the one reason."""
+
+    candidate: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class BackendReport:
+    """What was chosen and what was not.
+
+    Attributes:
+        entry: the chosen line of the manifest.
+        name: backend and device, such as "onnxruntime:cpu".
+        device: "cpu", "cuda" or "sm_<NN>".
+        rejected: the candidates that came before the chosen one, in order, and why not.
+    """
+
+    entry: EngineEntry
+    name: str
+    device: str
+    rejected: tuple[Rejection, ...]
+
+    @property
+    def engine(self) -> str:
+        """Stem of the engine's file: what ``--engine`` takes."""
+        return engine_stem(self.entry)
+
+    def lines(self) -> list[str]:
+        """Returns the report for a person, one fact a line."""
+        chosen = f"backend {self.name}, engine {self.engine}, {self.entry.precision}"
+        return [chosen, *(f"not {r.candidate}: {r.reason}" for r in self.rejected)]
+
+
+def engine_stem(entry: EngineEntry) -> str:
+    """Returns the name that picks an engine on a command line."""
+    return PurePosixPath(entry.file).stem
+
+
+def select_engine(
+    manifest: Manifest, backend: str = "auto", *, engine: str | None = None, batch: int | None = None
+) -> BackendReport:
+    """Chooses the engine that runs here.
+
+    ``auto`` tries tensorrt, tensorrt-rtx, onnxruntime on CUDA, onnxruntime on the CPU, in this order; among
+    engines of one backend the narrowest batch range that holds ``batch`` comes first, then the newest.
+
+    Args:
+        manifest: of the opened bundle.
+        backend: one of ``CHOICES``.
+        engine: stem of the one engine that may be taken.
+        batch: batch size that will be asked for, None when any will do.
+
+    Raises:
+        UsageError: an unknown backend or engine, or an engine of another backend.
+        MissingDependencyError: nothing that was asked for can run on this machine.
+    """
+    if backend not in CHOICES:
+        raise UsageError(f"backend: found {backend!r}, expected one of {', '.join(CHOICES)}")
+    if engine is not None and engine not in {engine_stem(entry) for entry in manifest.engines}:
+        known = ", ".join(sorted({engine_stem(entry) for entry in manifest.engines})) or "none"
+        raise UsageError(f"engine: found {engine!r}, this bundle holds {known}")
+    rejected: list[Rejection] = []
+    for candidate in _candidates(manifest, backend, engine, batch):
+        reason = candidate.reason()
+        if reason is None and candidate.entry is not None:
+            return BackendReport(candidate.entry, candidate.name, candidate.device, tuple(rejected))
+        rejected.append(Rejection(candidate.label, reason or ""))
+    if not rejected:
+        raise UsageError(f"engine {engine!r} is not one of backend {backend!r}; drop one of the two")
+    reasons = "; ".join(f"{r.candidate}: {r.reason}" for r in rejected)
+    raise MissingDependencyError(f"backend {backend!r} cannot run here: {reasons}; choose another --backend")
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    label: str
+    name: str
+    device: str
+    entry: EngineEntry | None
+    reason: Callable[[], str | None]
+
+
+def _candidates(
+    manifest: Manifest, backend: str, engine: str | None, batch: int | None
+) -> Iterator[_Candidate]:
+    family, _, device = backend.partition(":")
+    for name in BACKENDS if family == "auto" else (family,):
+        entries = [e for e in manifest.engines if e.backend == name]
+        if not entries and engine is None:
+            yield _Candidate(name, name, "", None, lambda: "the bundle holds no engine for it")
+        entries = [e for e in entries if engine in (None, engine_stem(e))]
+        entries.sort(key=lambda entry: _preference(entry, batch))
+        if name == "onnxruntime":
+            for where in DEVICES if not device else (device,):
+                for entry in entries:
+                    full = f"{name}:{where}"
+                    yield _Candidate(full, full, where, entry, partial(_onnxruntime_reason, entry, where))
+        else:
+            for entry in entries:
+                label = f"{name} {engine_stem(entry)}"
+                yield _Candidate(label, name, "", entry, partial(_tensorrt_reason, entry))
+
+
+def _preference(entry: EngineEntry, batch: int | None) -> tuple[bool, int, list[int]]:
+    low = min(profile[0] for profile in entry.profiles)
+    holds = batch is None or low <= batch <= entry.max_batch
+    newest_first = [-int(part) if part.isdigit() else 0 for part in entry.version.split(".")]
+    return not holds, entry.max_batch - low, newest_first
+
+
+def _onnxruntime_reason(entry: EngineEntry, device: str) -> str | None:
+    if device not in entry.targets:
+        return f"the bundle lists it for {', '.join(entry.targets)} only"
+    if entry.precision != "fp32":
+        return f"the bundle lists it as {entry.precision}, onnxruntime runs the fp32 graph only"
+    if device == "cuda" and cuda_device() is None:
+        return "no CUDA device"
+    try:
+        import onnxruntime
+    except ImportError as err:
+        return f'onnxruntime does not import ({err}); pip install "dgsnet[cpu]"'
+    _warn_of_shadowing()
+    if PROVIDERS[device] not in onnxruntime.get_available_providers():
+        return f"the installed onnxruntime has no {PROVIDERS[device]}"
+    return None
+
+
+def _tensorrt_reason(entry: EngineEntry) -> str:
+    modules, distributions = _TENSORRT[entry.backend]
+    if all(importlib.util.find_spec(module) is None for module in modules):
+        return f"{modules[0]} is not installed"
+    device = cuda_device()
+    if device is None:
+        return "no CUDA device"
+    installed = installed_version(*distributions)
+    # JetPack's package gives three parts of the four; only what both state can differ.
+    if installed and installed.split(".") != entry.version.split(".")[: len(installed.split("."))]:
+        return f"built with {entry.version}, {installed} is installed; build the engine again here"
+    if device.target not in entry.targets:
+        return f"built for {', '.join(entry.targets)}, this device is {device.target}"
+    if entry.backend == "tensorrt" and entry.gpu != device.name:
+        return f"built on {entry.gpu}, this device is {device.name}"
+    return "running TensorRT engines is not in this version of the runtime"
+
+
+def _warn_of_shadowing() -> None:
+    both = [name for name in ("onnxruntime", "onnxruntime-gpu") if installed_version(name) is not None]
+    if len(both) == 2:
+        logger.warning(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
+            "uninstall both, then install one"
+        )

@@ -1,0 +1,338 @@
+"""A bundle is opened whole and unchanged, or refused with one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime import verification
+from runtime.bundle import open_bundle
+from runtime.errors import ManifestError, UsageError
+from runtime.golden import read_golden
+from runtime.manifest import manifest_digest
+
+EMBED_DIM = 4
+
+
+def open_and_join(folder: Path, **options: str) -> tuple[str, ...]:
+    """Opens a bundle, waits, and returns the names that were really hashed."""
+    with open_bundle(folder, **options) as bundle:
+        bundle.join()
+        return bundle.verification.hashed
+
+
+def refused(folder: Path, match: str) -> None:
+    with pytest.raises(ManifestError, match=match) as caught:
+        open_and_join(folder)
+    assert "\n" not in str(caught.value)
+
+
+def edit(folder: Path, change: Callable[[dict], object], *, digest: bool = True) -> None:
+    """Changes manifest.json without the checks of manifest_bytes, as an attacker would."""
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    change(content)
+    if digest:
+        content["digest"] = manifest_digest(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files count as settled at once; the real wait is two seconds."""
+    monkeypatch.setattr(verification, "SETTLE_NS", -1)
+
+
+def test_open_bundle__gives_manifest_and_files(bundle: Path) -> None:
+    with open_bundle(bundle) as opened:
+        opened.join()
+        assert opened.path == bundle
+        assert opened.manifest.embed_dim == EMBED_DIM
+        assert opened.file("model.onnx").is_file()
+        with pytest.raises(ManifestError, match="does not list"):
+            opened.file("other.onnx")
+        with pytest.raises(ManifestError, match="leaves the bundle"):
+            opened.file("../model.onnx")
+
+
+def test_open_bundle__follows_a_link_to_the_folder_itself(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to(bundle)
+    assert open_and_join(tmp_path / "current")
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.onnx", "golden.npz"])
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+def test_open_bundle__refuses_any_flipped_byte(bundle: Path, name: str, place: str) -> None:
+    path = bundle / name
+    content = bytearray(path.read_bytes())
+    at = {"first": 0, "middle": len(content) // 2, "last": len(content) - 2}[place]
+    content[at] ^= 1
+    path.write_bytes(content)
+    refused(bundle, "changed or damaged|not valid JSON|manifest.json")
+
+
+def test_open_bundle__refuses_every_single_flipped_bit_of_a_manifest_value(bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    original = path.read_bytes()
+    meaningful = [i for i, byte in enumerate(original) if byte not in b" \n"]
+    for index in meaningful[:: max(1, len(meaningful) // 150)]:
+        changed = bytearray(original)
+        changed[index] ^= 1 << (index % 7)
+        path.write_bytes(changed)
+        with pytest.raises(ManifestError):
+            open_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.onnx", "golden.npz"])
+def test_open_bundle__refuses_missing_files(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    refused(bundle, "missing|holds no manifest.json")
+
+
+@pytest.mark.parametrize("name", ["extra.bin", "engines/x.engine", ".hidden", "weights/model.onnx.data"])
+def test_open_bundle__refuses_unlisted_files(bundle: Path, name: str) -> None:
+    (bundle / name).parent.mkdir(exist_ok=True)
+    (bundle / name).write_bytes(b"x")
+    refused(bundle, "not listed in the manifest")
+
+
+def test_open_bundle__allows_parity_reports_and_an_empty_engines_folder(bundle: Path) -> None:
+    (bundle / "engines").mkdir()
+    (bundle / "parity" / "deep").mkdir(parents=True)
+    (bundle / "parity" / "deep" / "report.html").write_text("anything")
+    assert open_and_join(bundle)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "golden.npz", "manifest.json", "parity", "extra"])
+def test_open_bundle__refuses_links(bundle: Path, tmp_path: Path, name: str) -> None:
+    outside = tmp_path / "outside"
+    if (bundle / name).exists():
+        (bundle / name).rename(outside)
+    else:
+        outside.mkdir()
+    (bundle / name).symlink_to(outside)
+    refused(bundle, "link")
+
+
+def test_open_bundle__refuses_pipes(bundle: Path) -> None:
+    (bundle / "model.onnx").unlink()
+    os.mkfifo(bundle / "model.onnx")
+    refused(bundle, "special file")
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_open_bundle__refuses_other_sizes_before_hashing(bundle: Path, change: int) -> None:
+    path = bundle / "golden.npz"
+    os.truncate(path, path.stat().st_size + change)
+    with pytest.raises(ManifestError, match="bytes, the manifest says"):
+        open_bundle(bundle, verify="off")
+
+
+@pytest.mark.parametrize(
+    "name", ["../model.onnx", "/etc/passwd", "a\\b", "a/../b", "./a", "", "C:x", "a\nb", "parity/x", "a//b"]
+)
+def test_open_bundle__refuses_hostile_names(bundle: Path, name: str) -> None:
+    edit(bundle, lambda content: content["files"].update({name: {"sha256": "0" * 64, "size": 0}}))
+    refused(bundle, "manifest")
+
+
+def test_open_bundle__refuses_a_manifest_that_lists_itself(bundle: Path) -> None:
+    edit(bundle, lambda c: c["files"].update({"manifest.json": {"sha256": "0" * 64, "size": 0}}))
+    refused(bundle, "must not")
+
+
+def test_open_bundle__refuses_newer_schemas_bad_digests_and_huge_manifests(bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    original = path.read_text()
+    edit(bundle, lambda content: content.update(schema=2))
+    refused(bundle, "schema 2, this dgsnet reads up to 1; upgrade")
+    path.write_text(original)
+    edit(bundle, lambda content: content["decision"].update(threshold=0.9), digest=False)
+    refused(bundle, "does not match its digest")
+    path.write_text(original + " " * 1_000_000)
+    refused(bundle, "found 1000001 bytes, expected at most 1000000")
+    path.write_text("[" * 100_000)
+    refused(bundle, "not valid JSON")
+
+
+def test_open_bundle__names_what_is_not_a_bundle(bundle: Path, tmp_path: Path) -> None:
+    for path, message in (
+        (tmp_path / "none", "no such folder"),
+        (bundle / "model.onnx", "expected the folder"),
+        (tmp_path, "holds no manifest.json"),
+    ):
+        with pytest.raises(ManifestError, match=message):
+            open_bundle(path)
+    with pytest.raises(UsageError, match="found 'maybe'"):
+        open_bundle(bundle, verify="maybe")
+
+
+def test_open_bundle__writes_nothing_into_it(bundle: Path, settled: None) -> None:
+    before = {path: path.stat().st_mtime_ns for path in [bundle, *bundle.rglob("*")]}
+    open_and_join(bundle)
+    assert before == {path: path.stat().st_mtime_ns for path in [bundle, *bundle.rglob("*")]}
+
+
+def test_verify__cached_hashes_new_files_once(bundle: Path, settled: None) -> None:
+    assert sorted(open_and_join(bundle)) == ["golden.npz", "model.onnx"]
+    assert open_and_join(bundle) == ()
+    assert sorted(open_and_join(bundle, verify="full")) == ["golden.npz", "model.onnx"]
+    assert open_and_join(bundle, verify="off") == ()
+
+
+def test_verify__does_not_remember_files_that_changed_just_now(bundle: Path) -> None:
+    assert len(open_and_join(bundle)) == 2
+    assert len(open_and_join(bundle)) == 2
+
+
+def test_verify__sees_a_change_behind_restored_time_stamps(bundle: Path, settled: None) -> None:
+    open_and_join(bundle)
+    path = bundle / "model.onnx"
+    status = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    refused(bundle, "changed or damaged")
+
+
+def test_verify__off_sees_no_hash(bundle: Path) -> None:
+    path = bundle / "golden.npz"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    open_and_join(bundle, verify="off")
+    refused(bundle, "changed or damaged")
+
+
+def test_verify__does_not_remember_a_file_that_failed(bundle: Path, settled: None) -> None:
+    path = bundle / "golden.npz"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    for _ in range(2):
+        refused(bundle, "changed or damaged")
+
+
+def test_verify__works_without_a_writable_cache(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settled: None
+) -> None:
+    (tmp_path / "blocked").write_text("a file where a folder should be")
+    monkeypatch.setenv("DGSNET_CACHE", str(tmp_path / "blocked" / "cache"))
+    for _ in range(2):
+        assert len(open_and_join(bundle)) == 2
+
+
+def test_verify__survives_rubbish_in_the_cache(bundle: Path, tmp_path: Path, settled: None) -> None:
+    open_and_join(bundle)
+    stamps = list((tmp_path / "cache" / "verified").iterdir())
+    assert len(stamps) == 2
+    for stamp in stamps:
+        stamp.unlink()
+        stamp.mkdir()
+    assert len(open_and_join(bundle)) == 2
+
+
+def npz(**arrays: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)
+    return stream.getvalue()
+
+
+def good_arrays(rows: int = 3) -> dict[str, np.ndarray]:
+    return {
+        "images": np.zeros((rows, 224, 224, 3), np.uint8),
+        "logit": np.arange(rows, dtype=np.float32),
+        "embedding": np.ones((rows, EMBED_DIM), np.float32),
+    }
+
+
+def test_read_golden__reads_all_or_the_first_rows(tmp_path: Path) -> None:
+    path = tmp_path / "golden.npz"
+    path.write_bytes(npz(**good_arrays()))
+    assert read_golden(path, EMBED_DIM).logit.tolist() == [0.0, 1.0, 2.0]
+    first = read_golden(path, EMBED_DIM, limit=2)
+    assert (first.images.shape, first.logit.tolist()) == ((2, 224, 224, 3), [0.0, 1.0])
+    assert len(read_golden(path, EMBED_DIM, limit=9).images) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": np.zeros((3, 224, 224, 4), np.uint8)}, "images: found"),
+        ({"images": np.zeros((3, 224, 224, 3), np.float32)}, "images: found <f4"),
+        ({"images": np.asfortranarray(np.zeros((3, 224, 224, 3), np.uint8))}, "C order"),
+        ({"images": np.zeros((0, 224, 224, 3), np.uint8)}, "found 0 rows"),
+        ({"logit": np.zeros(4097, np.float32)}, "found 4097 rows"),
+        ({"logit": np.zeros(3, np.float64)}, "logit: found <f8"),
+        ({"logit": np.zeros(2, np.float32)}, "3 images, 2 logits"),
+        ({"logit": np.array([0, 1, np.nan], np.float32)}, "NaN"),
+        ({"embedding": np.zeros((3, 5), np.float32)}, "embedding: found"),
+        ({"logit": np.array([{}, {}, {}], dtype=object)}, "logit: found .O"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
+)
+def test_read_golden__refuses_other_arrays(
+    tmp_path: Path, changes: dict[str, np.ndarray], message: str
+) -> None:
+    path = tmp_path / "golden.npz"
+    path.write_bytes(npz(**{**good_arrays(), **changes}))
+    with pytest.raises(ManifestError, match=message):
+        read_golden(path, EMBED_DIM)
+
+
+def member(shape: str, body: bytes, dtype: str = "|u1") -> bytes:
+    header = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + body
+
+
+@pytest.mark.parametrize(
+    ("shape", "body", "message"),
+    [
+        ("(1000000000, 224, 224, 3)", b"", "found 1000000000 rows"),
+        ("(3, 224, 224, 3)", b"\0" * 50_000_000, "found 50000"),
+        ("(3, 224, 224, 3)", b"\0" * 10, "ends after 10 of"),
+        ("(-3, 224, 224, 3)", b"", "rows|shape"),
+        ("__import__('os')", b"", "does not parse"),
+        ("(3, 224, 224, 3)" + " " * 30_000, b"", "npy header of 300"),
+    ],
+    ids=["huge shape", "bomb", "short", "negative", "code", "long header"],
+)
+def test_read_golden__does_not_unpack_hostile_members(
+    tmp_path: Path, shape: str, body: bytes, message: str
+) -> None:
+    path = tmp_path / "golden.npz"
+    path.write_bytes(npz(**{k: v for k, v in good_arrays().items() if k != "images"}))
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", member(shape, body))
+    with pytest.raises(ManifestError, match=message):
+        read_golden(path, EMBED_DIM)
+
+
+def test_read_golden__refuses_methods_that_cannot_be_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "golden.npz"
+    path.write_bytes(npz(**{k: v for k, v in good_arrays().items() if k != "images"}))
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("images.npy", member("(3, 224, 224, 3)", b"\0" * (3 * 224 * 224 * 3)))
+    with pytest.raises(ManifestError, match="zip method 14"):
+        read_golden(path, EMBED_DIM)
+
+
+def test_read_golden__survives_any_flipped_byte(tmp_path: Path) -> None:
+    path = tmp_path / "golden.npz"
+    original = npz(**good_arrays(1))
+    for index in range(0, len(original), max(1, len(original) // 120)):
+        changed = bytearray(original)
+        changed[index] ^= 0x55
+        path.write_bytes(changed)
+        with contextlib.suppress(ManifestError):
+            read_golden(path, EMBED_DIM)

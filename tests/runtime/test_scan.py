@@ -1,0 +1,94 @@
+"""Which names a command line stands for."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from runtime.names import printable_name, utf8_name
+from runtime.scan import expand_paths, read_names
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "tree"
+    for name in (
+        "b.PNG",
+        "a/z.jpg",
+        "a/deep/y.webp",
+        "a/notes.txt",
+        "c.tif",
+        "B.jpg",
+        "a.gif",
+        "d/readme.md",
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+    (root / "loop").symlink_to(root)
+    (root / "link.png").symlink_to(root / "b.PNG")
+    return root
+
+
+def relative(paths: list[str], root: Path) -> list[str]:
+    return [os.path.relpath(path, root) for path in paths]
+
+
+def test_expand_paths__walks_folders_depth_first_and_sorted(tree: Path) -> None:
+    found = relative(list(expand_paths([str(tree)])), tree)
+    assert found == ["B.jpg", "a/deep/y.webp", "a/z.jpg", "a.gif", "b.PNG", "c.tif", "link.png"]
+
+
+def test_expand_paths__can_stay_in_the_folder(tree: Path) -> None:
+    found = relative(list(expand_paths([str(tree)], recursive=False)), tree)
+    assert found == ["B.jpg", "a.gif", "b.PNG", "c.tif", "link.png"]
+
+
+def test_expand_paths__takes_named_files_as_they_are(tree: Path) -> None:
+    named = [str(tree / "a/notes.txt"), str(tree / "missing.png"), str(tree / "c.tif")]
+    assert list(expand_paths(named)) == named
+
+
+def test_expand_paths__reads_names_from_a_stream(tree: Path) -> None:
+    stream = io.BytesIO(f"{tree / 'c.tif'}\n\n{tree / 'a'}\nlast".encode())
+    found = list(expand_paths(["first", "-"], names=stream))
+    assert found == ["first", str(tree / "c.tif"), str(tree / "a/deep/y.webp"), str(tree / "a/z.jpg"), "last"]
+
+
+def test_read_names__splits_at_nul_and_keeps_any_bytes() -> None:
+    names = [b"line\nbreak.png", b"caf\xe9.png", b"x" * 100_000]
+    found = list(read_names(io.BytesIO(b"\0".join(names) + b"\0"), nul=True))
+    assert [os.fsencode(name) for name in found] == names
+
+
+def test_expand_paths__says_when_a_folder_holds_no_pictures(
+    tree: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("dgsnet"), "propagate", True)
+    assert list(expand_paths([str(tree / "d")])) == []
+    assert "no pictures found" in caplog.text
+
+
+def test_expand_paths__passes_on_a_folder_that_cannot_be_listed(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.scandir
+
+    def scandir(path: str) -> object:
+        if os.path.basename(path) == "a":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert str(tree / "a") in list(expand_paths([str(tree)]))
+
+
+def test_names__are_valid_text_on_one_line() -> None:
+    name = os.fsdecode(b"caf\xe9\n\x1b[31m.png")
+    assert utf8_name(name) == "caf\ufffd\n\x1b[31m.png"
+    assert printable_name(name) == "caf\ufffd\\n\\x1b[31m.png"
+    assert printable_name("\ud800x").encode()
+    assert printable_name("plain name é.png") == "plain name é.png"

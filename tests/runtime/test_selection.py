@@ -1,0 +1,185 @@
+"""Which engine is taken, and the one reason why each other is not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+
+from runtime import selection
+from runtime.errors import MissingDependencyError, UsageError
+from runtime.machine import CudaDevice, cuda_device
+from runtime.manifest import Manifest, parse_manifest
+from runtime.selection import select_engine
+
+ORIN = CudaDevice("Orin", "sm_87")
+TENSORRT = {
+    "backend": "tensorrt",
+    "precision": "fp16",
+    "targets": ["sm_87"],
+    "version": "10.3.0.26",
+    "gpu": "Orin",
+}
+RTX = {"backend": "tensorrt-rtx", "precision": "fp16", "targets": ["sm_86", "sm_89"], "version": "1.7.1.116"}
+
+
+@pytest.fixture
+def manifest(
+    write_tiny_bundle: Callable[..., Path], engine_entry: Callable[..., dict[str, Any]], tmp_path: Path
+) -> Manifest:
+    engines = [
+        engine_entry("model.onnx", "onnxruntime"),
+        engine_entry("engines/wide.engine", **TENSORRT, profiles=[[1, 8, 32]]),
+        engine_entry("engines/narrow.engine", **TENSORRT, profiles=[[1, 2, 4]]),
+        engine_entry("engines/rtx.engine", **RTX),
+    ]
+    folder = write_tiny_bundle(tmp_path / "many", engines=engines)
+    return parse_manifest((folder / "manifest.json").read_bytes())
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Pretends to another machine: its CUDA device, importable modules and installed distributions."""
+
+    def pretend(
+        device: CudaDevice | None = None,
+        modules: tuple[str, ...] = (),
+        versions: dict[str, str] | None = None,
+    ) -> None:
+        versions = versions or {}
+        monkeypatch.setattr(selection, "cuda_device", lambda: device)
+        monkeypatch.setattr(
+            selection.importlib.util, "find_spec", lambda name: object() if name in modules else None
+        )
+        monkeypatch.setattr(
+            selection,
+            "installed_version",
+            lambda *names: next((versions[name] for name in names if name in versions), None),
+        )
+
+    return pretend
+
+
+def reasons(report: selection.BackendReport) -> dict[str, str]:
+    return {rejection.candidate: rejection.reason for rejection in report.rejected}
+
+
+def test_select_engine__auto_ends_on_the_cpu_with_one_reason_each(manifest: Manifest, machine: Any) -> None:
+    machine()
+    report = select_engine(manifest)
+    assert (report.name, report.device, report.engine) == ("onnxruntime:cpu", "cpu", "model")
+    assert [rejection.candidate for rejection in report.rejected] == [
+        "tensorrt narrow",
+        "tensorrt wide",
+        "tensorrt-rtx rtx",
+        "onnxruntime:cuda",
+    ]
+    assert reasons(report) == {
+        "tensorrt narrow": "tensorrt is not installed",
+        "tensorrt wide": "tensorrt is not installed",
+        "tensorrt-rtx rtx": "tensorrt_rtx is not installed",
+        "onnxruntime:cuda": "no CUDA device",
+    }
+    assert len(report.lines()) == 5
+
+
+def test_select_engine__orders_equals_by_the_requested_batch(manifest: Manifest, machine: Any) -> None:
+    machine()
+    order = [r.candidate for r in select_engine(manifest, batch=8).rejected]
+    assert order[:2] == ["tensorrt wide", "tensorrt narrow"]
+
+
+@pytest.mark.parametrize(
+    ("device", "modules", "versions", "reason"),
+    [
+        (ORIN, (), {}, "tensorrt is not installed"),
+        (None, ("tensorrt",), {}, "no CUDA device"),
+        (ORIN, ("tensorrt",), {"tensorrt": "10.7.0.23"}, "built with 10.3.0.26, 10.7.0.23 is installed"),
+        (
+            CudaDevice("L4", "sm_89"),
+            ("tensorrt",),
+            {"tensorrt": "10.3.0"},
+            "built for sm_87, this device is sm_89",
+        ),
+        (
+            CudaDevice("Orin NX", "sm_87"),
+            ("tensorrt",),
+            {"tensorrt": "10.3.0"},
+            "built on Orin, this device is Orin NX",
+        ),
+        (ORIN, ("tensorrt",), {"tensorrt": "10.3.0"}, "not in this version of the runtime"),
+    ],
+    ids=["module", "device", "version", "target", "gpu", "this version"],
+)
+def test_select_engine__tensorrt_states_the_first_reason(
+    manifest: Manifest, machine: Any, device: Any, modules: Any, versions: Any, reason: str
+) -> None:
+    machine(device, modules, versions)
+    assert reason in reasons(select_engine(manifest))["tensorrt narrow"]
+
+
+def test_select_engine__by_name_and_absent_is_a_missing_dependency(manifest: Manifest, machine: Any) -> None:
+    machine()
+    for backend, reason in (
+        ("tensorrt", "tensorrt is not installed"),
+        ("tensorrt-rtx", "tensorrt_rtx is not installed"),
+        ("onnxruntime:cuda", "no CUDA device"),
+    ):
+        with pytest.raises(MissingDependencyError, match=reason):
+            select_engine(manifest, backend)
+
+
+def test_select_engine__by_stem(manifest: Manifest, machine: Any) -> None:
+    machine()
+    assert select_engine(manifest, engine="model").name == "onnxruntime:cpu"
+    with pytest.raises(MissingDependencyError, match="tensorrt wide: tensorrt is not installed"):
+        select_engine(manifest, engine="wide")
+    with pytest.raises(UsageError, match="this bundle holds model, narrow, rtx, wide"):
+        select_engine(manifest, engine="none")
+    with pytest.raises(UsageError, match="is not one of backend"):
+        select_engine(manifest, "tensorrt", engine="model")
+    with pytest.raises(UsageError, match="expected one of auto"):
+        select_engine(manifest, "openvino")
+
+
+def test_select_engine__takes_cuda_when_everything_agrees(
+    manifest: Manifest, machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(ORIN)
+    installed = reasons(select_engine(manifest))["onnxruntime:cuda"]
+    assert installed == "the installed onnxruntime has no CUDAExecutionProvider"
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    assert select_engine(manifest).name == "onnxruntime:cuda"
+
+
+def test_select_engine__says_what_a_bundle_does_not_hold(
+    write_tiny_bundle: Callable[..., Path], engine_entry: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    half = [engine_entry("model.onnx", "onnxruntime", precision="fp16", targets=["cpu"])]
+    folder = write_tiny_bundle(tmp_path / "half", engines=half)
+    manifest = parse_manifest((folder / "manifest.json").read_bytes())
+    with pytest.raises(MissingDependencyError) as caught:
+        select_engine(manifest)
+    for reason in ("holds no engine for it", "lists it for cpu only", "runs the fp32 graph only"):
+        assert reason in str(caught.value)
+
+
+def test_select_engine__warns_of_two_onnxruntimes(
+    manifest: Manifest, machine: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("dgsnet"), "propagate", True)
+    machine(versions={"onnxruntime": "1.31.1"})
+    select_engine(manifest)
+    assert "overwrite each other" not in caplog.text
+    machine(versions={"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.1"})
+    select_engine(manifest)
+    assert "overwrite each other" in caplog.text
+
+
+def test_cuda_device__answers_without_raising() -> None:
+    device = cuda_device()
+    assert device is None or device.target.startswith("sm_")
