@@ -114,6 +114,7 @@ def build_bundle(source: Path, output: Path, options: BundleOptions) -> BundleRe
                 golden,
                 reference,
                 tuple(sizes),
+                all_at=profile[1],
                 boundary=boundary,
                 tolerance=logit_tolerance(TOLERANCES, "fp32"),
             )

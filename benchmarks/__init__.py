@@ -1,0 +1,1 @@
+"""Benchmarks kept with the code: every figure is a ratio measured side by side in one run."""
