@@ -191,10 +191,10 @@ def engine_name(slug: str, built: BuiltEngine) -> str:
 def state_of(built: BuiltEngine) -> str:
     """Returns in words whether an engine was run; only what ran is ever called verified."""
     reason = built.reason or "this version of the runtime runs onnxruntime only: built, not run"
-    return (
-        f"{reason}; {built.size / 2**20:.1f} MiB in {built.seconds:.1f} s, "
-        f"{100 * built.fp16_share:.1f} % of weighted layers in FP16"
+    share = (
+        f", {100 * built.fp16_share:.1f} % of weighted layers in FP16" if built.precision == "fp16" else ""
     )
+    return f"{reason}; {built.size / 2**20:.1f} MiB in {built.seconds:.1f} s{share}"
 
 
 def _require_loadable(path: Path, images: NDArray[np.uint8]) -> None:

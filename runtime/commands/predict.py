@@ -57,7 +57,7 @@ def predict(
     from runtime.detector import Detector
     from runtime.scan import expand_paths
 
-    show = _show_json if as_json else _csv_writer() if as_csv else _show_row
+    show = _show_json if as_json else _csv_writer() if as_csv else _table_writer()
     count = failed = 0
     with Detector.open(
         bundle, selftest=not no_selftest, max_pixels=max_pixels or MAX_PIXELS, **options
@@ -81,14 +81,23 @@ def _show_json(detection: Detection) -> None:
     print_json(detection.to_json())
 
 
-def _show_row(detection: Detection) -> None:
-    # The path stands last, because rows are printed as they come and its width is not known before.
-    path = printable_name(detection.path or "")
-    if detection.label is None or detection.probability is None or detection.margin is None:
-        click.echo(f"{'error':<11}{'-':>8}{'-':>10}  {path}")
-        return
-    label = detection.label + (" ?" if detection.uncertain else "")
-    click.echo(f"{label:<11}{detection.probability:>8.4f}{detection.margin:>+10.3f}  {path}")
+def _table_writer() -> Callable[[Detection], None]:
+    header = f"{'verdict':<11}{'p(gen.)':>8}{'margin':>10}  picture"
+
+    def show(detection: Detection) -> None:
+        nonlocal header
+        if header:
+            click.echo(header)
+            header = ""
+        # The path stands last, because rows are printed as they come and its width is not known before.
+        path = printable_name(detection.path or "")
+        if detection.label is None or detection.probability is None or detection.margin is None:
+            click.echo(f"{'error':<11}{'-':>8}{'-':>10}  {path}")
+            return
+        label = detection.label + (" ?" if detection.uncertain else "")
+        click.echo(f"{label:<11}{detection.probability:>8.4f}{detection.margin:>+10.3f}  {path}")
+
+    return show
 
 
 def _csv_writer() -> Callable[[Detection], None]:

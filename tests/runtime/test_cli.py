@@ -30,7 +30,8 @@ def run(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[b
 def test_predict__prints_one_row_a_picture(bundle: Path, pictures: list[Path]) -> None:
     done = run("predict", bundle, *pictures[:2])
     assert done.returncode == 0, done.stderr
-    rows = done.stdout.decode().splitlines()
+    header, *rows = done.stdout.decode().splitlines()
+    assert header.split() == ["verdict", "p(gen.)", "margin", "picture"]
     assert [row.split()[-1] for row in rows] == [str(path) for path in pictures[:2]]
     assert all(row.split()[0] in ("real", "generated") for row in rows)
     assert b"onnxruntime:cpu" in done.stderr
