@@ -55,7 +55,8 @@ def _picture(height: int, width: int) -> NDArray[np.uint8]:
     rows, columns = np.mgrid[0:height, 0:width]
     smooth = 127 + 60 * np.sin(rows / 97.0) * np.cos(columns / 61.0)
     noise = draw.normal(0, 1, (height, width, 3)) * (20 * rows / height)[..., None]
-    return np.clip(smooth[..., None] + noise, 0, 255).astype(np.uint8)
+    picture: NDArray[np.uint8] = np.clip(smooth[..., None] + noise, 0, 255).astype(np.uint8)
+    return picture
 
 
 def _ms(work: Callable[[], object]) -> float:

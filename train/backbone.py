@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,12 @@ from torch import Tensor, nn
 
 from runtime.errors import DataError, MissingDependencyError, UsageError
 from runtime.spec import MOSAIC_SIDE
-
-logger = logging.getLogger("dgsnet")
+from train.patch_filters import band_pass_filters
 
 CONFIG_FOLDER = Path(__file__).parent / "backbones"
+# Initialisations instead of weights: open_clip's own, and the same with a patch embedding that passes
+# every band of frequencies (see train/patch_filters.py).
+RANDOM, RANDOM_BANDPASS = "random", "random-bandpass"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class BackboneInfo:
 
     Attributes:
         name: open_clip's model name, or one of ``train/backbones``.
-        pretrained: hub tag, "file:<name>" for a local file, "random" for none.
+        pretrained: hub tag, "file:<name>" for a local file, "random" or "random-bandpass" for none.
         quick_gelu: whether the activation is OpenAI's x * sigmoid(1.702 x).
         embed_dim: width D of the image embedding.
         sha256: of the vision tower's weights, see ``weights_sha256``.
@@ -42,7 +43,7 @@ class BackboneInfo:
     @property
     def is_on_hub(self) -> bool:
         """Whether the weights can be had again by name, so that a checkpoint need not hold them."""
-        return self.pretrained != "random" and not self.pretrained.startswith("file:")
+        return self.pretrained not in (RANDOM, RANDOM_BANDPASS) and not self.pretrained.startswith("file:")
 
 
 def load_clip(name: str, pretrained: str, *, seed: int) -> tuple[Any, BackboneInfo]:
@@ -50,7 +51,7 @@ def load_clip(name: str, pretrained: str, *, seed: int) -> tuple[Any, BackboneIn
 
     Args:
         name: model name.
-        pretrained: hub tag, path of a local weight file, or "" or "random" for random weights.
+        pretrained: hub tag, path of a local weight file, "random" or "random-bandpass".
         seed: of the random initialisation.
 
     Raises:
@@ -62,7 +63,7 @@ def load_clip(name: str, pretrained: str, *, seed: int) -> tuple[Any, BackboneIn
     if name not in known:
         near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.3))
         raise UsageError(f"backbone: {name!r} is unknown to open_clip; nearest: {near or 'none'}")
-    source = "" if pretrained == "random" else pretrained
+    source = "" if pretrained in (RANDOM, RANDOM_BANDPASS) else pretrained
     quick_gelu, identity = _activation(open_clip, name, source)
     torch.manual_seed(seed)
     try:
@@ -78,8 +79,12 @@ def load_clip(name: str, pretrained: str, *, seed: int) -> tuple[Any, BackboneIn
             f"backbone {name}: takes {getattr(visual, 'image_size', '?')} pixels, expected a mosaic of "
             f"{MOSAIC_SIDE} x {MOSAIC_SIDE}"
         )
+    if pretrained == RANDOM_BANDPASS:
+        identity = RANDOM_BANDPASS
+        with torch.no_grad():
+            weight = visual.conv1.weight
+            weight.copy_(band_pass_filters(weight.shape[0], weight.shape[-1], seed=seed))
     info = BackboneInfo(name, identity, quick_gelu, int(visual.output_dim), weights_sha256(visual))
-    logger.info("backbone %s, %s weights, %s", name, identity, "QuickGELU" if quick_gelu else "GELU")
     return model.eval(), info
 
 
@@ -110,7 +115,7 @@ def _activation(open_clip: Any, name: str, pretrained: str) -> tuple[bool, str]:
     """Returns (quick_gelu, identity): a tag knows its activation, else the model's name decides."""
     by_name = bool(open_clip.get_model_config(name).get("quick_gelu", False))
     if not pretrained:
-        return by_name, "random"
+        return by_name, RANDOM
     tag = open_clip.pretrained.get_pretrained_cfg(name, pretrained)
     if tag:
         return bool(tag.get("quick_gelu", False)), pretrained

@@ -16,7 +16,7 @@ from runtime.decision import Decision
 from runtime.errors import CheckpointError, SpecError
 from runtime.files import write_atomically
 from runtime.spec import CLASSES, Preprocessing
-from train.backbone import BackboneInfo, base_state, load_clip, weights_sha256
+from train.backbone import RANDOM, BackboneInfo, base_state, load_clip, weights_sha256
 from train.config import TrainConfig
 from train.lora import add_lora, load_lora_state, lora_state
 from train.model import DgsNet
@@ -140,7 +140,7 @@ def load_checkpoint(run: Path) -> Checkpoint:
 
 
 def _rebuild(path: Path, state: dict[str, Tensor], config: TrainConfig, backbone: BackboneInfo) -> DgsNet:
-    pretrained = backbone.pretrained if backbone.is_on_hub else "random"
+    pretrained = backbone.pretrained if backbone.is_on_hub else RANDOM
     clip, loaded = load_clip(backbone.name, pretrained, seed=config.seed)
     visual = clip.visual
     if loaded.embed_dim != backbone.embed_dim or loaded.quick_gelu != backbone.quick_gelu:

@@ -115,7 +115,7 @@ class TrainConfig:
     Attributes:
         recipe: "dgs".
         backbone: name of an open_clip model, or "dgsnet-tiny-p32", the demo's.
-        pretrained: open_clip tag or local weight file; "" means random initialisation.
+        pretrained: open_clip tag, local weight file, "random" or "random-bandpass".
         seed: of initialisation, order, augmentation and dropout.
     """
 

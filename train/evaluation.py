@@ -21,8 +21,8 @@ def evaluate_run(run: Path, data: Path, *, sources: Path | None, device: str) ->
     Args:
         run: a run's folder.
         data: ``<generator>/{0_real,1_fake}/``.
-        sources: JSON map from a picture's path (below the folder that holds the map) to what it was
-            made from; intervals resample whole sources.
+        sources: JSON map from a picture's path (below the folder that holds the map) to an object whose
+            ``source`` names what it was made from; intervals resample whole sources.
         device: "cpu" or a CUDA device.
 
     Raises:
@@ -63,8 +63,8 @@ def _source_of_each(path: Path, pictures: list[Path]) -> list[str]:
     root = path.resolve().parent
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return [str(content[picture.resolve().relative_to(root).as_posix()]) for picture in pictures]
+        return [content[picture.resolve().relative_to(root).as_posix()]["source"] for picture in pictures]
     except (OSError, ValueError, TypeError) as err:
-        raise DataError(f"{path}: cannot be read as a JSON map, picture -> source ({err})") from err
+        raise DataError(f"{path}: cannot be read as a JSON map, picture -> {{source}} ({err})") from err
     except KeyError as err:
         raise DataError(f"{path}: the source of {err} is missing") from err

@@ -63,6 +63,8 @@ def fit_run(
         raise UsageError("device: found no CUDA GPU, expected one for --device cuda; use --device cpu")
 
     clip, backbone = load_clip(config.backbone, config.pretrained, seed=config.seed)
+    activation = "QuickGELU" if backbone.quick_gelu else "GELU"
+    logger.info("backbone %s, %s weights, %s", backbone.name, backbone.pretrained, activation)
     text_features = encode_captions(clip.to(device), config.backbone, texts, device)
     visual = clip.visual
     del clip  # the text tower leaves memory here

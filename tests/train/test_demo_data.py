@@ -267,42 +267,6 @@ def test_demo_settings__refuse_values_out_of_range(wrong: dict[str, int]) -> Non
         DemoSettings(**wrong)
 
 
-def test_patch_filters__each_passes_its_band_and_answers_evenly_to_photographs() -> None:
-    import torch
-
-    from train.demo.patch_filters import BAND_EDGES, TOKEN_DEVIATION, band_pass_filters
-
-    bands = len(BAND_EDGES) - 1
-    filters = band_pass_filters(32, 32, seed=5)
-    assert filters.shape == (32, 3, 32, 32)
-    assert torch.equal(filters, band_pass_filters(32, 32, seed=5))
-    assert not torch.equal(filters, band_pass_filters(32, 32, seed=6))
-    for row, kernel in enumerate(filters):
-        centre = kernel.mean(dim=(1, 2)).norm() * 32 / kernel.norm()
-        assert centre > 0.99 if row % bands == 0 else centre < 1e-5, row
-
-    mean, std = np.array((0.485, 0.456, 0.406)), np.array((0.229, 0.224, 0.225))
-    patches = []
-    for photo in load_photographs():
-        height, width = (side // 32 * 32 for side in photo.pixels.shape[:2])
-        grid = (photo.pixels[:height, :width] / 255 - mean) / std
-        patches.append(
-            grid.reshape(height // 32, 32, width // 32, 32, 3).swapaxes(1, 2).reshape(-1, 32, 32, 3)
-        )
-    pixels = torch.from_numpy(np.concatenate(patches)).permute(0, 3, 1, 2).float()
-    answers = pixels.flatten(1) @ filters.flatten(1).T
-    deviation = torch.stack([answers[:, band::bands].std() for band in range(bands)])
-    assert deviation.max() < 2 * TOKEN_DEVIATION, deviation
-    assert deviation.min() > TOKEN_DEVIATION / 4, deviation
-
-
-def test_patch_filters__refuse_patches_too_small_for_the_bands() -> None:
-    from train.demo.patch_filters import band_pass_filters
-
-    with pytest.raises(ValueError, match="side 8"):
-        band_pass_filters(4, 8, seed=0)
-
-
 def test_generators__a_failing_step_stops_the_other_families_too() -> None:
     from train.demo.generators import fit_generators
 

@@ -14,7 +14,7 @@ from runtime.errors import GateFailedError, UsageError
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option(
-    "--sources", type=click.Path(path_type=Path), help="JSON map picture -> source; gives AP intervals"
+    "--sources", type=click.Path(path_type=Path), help="JSON map, picture -> {source}; gives AP intervals"
 )
 @click.option("--min-ap", type=float, help="fail (exit 1) when a gated generator's AP is below this")
 @click.option("--gate", "gated", multiple=True, help="generator that --min-ap applies to; default all")

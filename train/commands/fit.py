@@ -19,7 +19,7 @@ from runtime.errors import UsageError
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="one setting, such as lora.r=8")
 @click.option("--recipe", type=click.Choice(["dgs"]), help="what is trained")
 @click.option("--backbone", help="open_clip model name")
-@click.option("--pretrained", help="open_clip tag, local weight file, or 'random'")
+@click.option("--pretrained", help="open_clip tag, local weight file, random or random-bandpass")
 @click.option("--seed", type=int, help="of initialisation, order, augmentation and dropout")
 @click.option("--captions", type=click.Path(path_type=Path), help="JSON map; default DATA/captions.json")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda")
