@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from runtime.cache import cache_folder
+from runtime.engine_journal import journaled_engines, staging_folders
 from runtime.errors import ManifestError
 from runtime.manifest import (
     ENGINES_FOLDER,
@@ -23,6 +24,7 @@ from runtime.verification import Verification
 
 # A hostile folder could hold any number of files; a real bundle holds some dozens.
 _MAX_ENTRIES = 100_000
+_MAX_CHANGES = 5
 
 
 class Bundle:
@@ -84,8 +86,7 @@ def open_bundle(
         UsageError: ``verify`` is none of the three.
     """
     folder = _bundle_folder(path)
-    manifest = parse_manifest(_manifest_content(folder))
-    _check_listing(folder, manifest)
+    manifest = _checked_manifest(folder)
     return Bundle(folder, manifest, Verification(folder, manifest.files, verify, cache_folder(cache_dir)))
 
 
@@ -100,6 +101,20 @@ def _bundle_folder(path: str | os.PathLike[str]) -> Path:
     if not folder.is_dir():
         raise ManifestError(f"{name}: found a file, expected the folder of a bundle")
     return folder
+
+
+def _checked_manifest(folder: Path) -> Manifest:
+    for _attempt in range(_MAX_CHANGES):
+        content = _manifest_content(folder)
+        try:
+            manifest = parse_manifest(content)
+            _check_listing(folder, manifest)
+            return manifest
+        except ManifestError:
+            # Somebody who added an engine between the two looks is no damage: look again.
+            if _manifest_content(folder) == content:
+                raise
+    raise ManifestError(f"{folder}: its manifest changed {_MAX_CHANGES} times while it was opened; try again")
 
 
 def _manifest_content(folder: Path) -> bytes:
@@ -132,7 +147,7 @@ def _check_listing(folder: Path, manifest: Manifest) -> None:
     missing = sorted(manifest.files.keys() - found.keys())
     if missing:
         raise ManifestError(f"{folder}: {_some(missing)} missing; get the bundle again or rebuild it")
-    unlisted = sorted(found.keys() - manifest.files.keys())
+    unlisted = sorted(found.keys() - manifest.files.keys() - _on_their_way(folder))
     if unlisted:
         raise ManifestError(
             f"{folder}: {_some(unlisted)} not listed in the manifest; remove what does not belong in it"
@@ -143,6 +158,11 @@ def _check_listing(folder: Path, manifest: Manifest) -> None:
                 f"{folder / name}: found {found[name]} bytes, the manifest says {entry.size}; the file is "
                 "truncated or was changed: get the bundle again or rebuild it"
             )
+
+
+def _on_their_way(folder: Path) -> set[str]:
+    """Returns engines that an unfinished change names: they are never opened, and no damage."""
+    return {name for staging in staging_folders(folder) for name in journaled_engines(staging)}
 
 
 def _walk(folder: Path, prefix: str, folders: set[str]) -> Iterator[tuple[str, int]]:

@@ -132,7 +132,8 @@ def _candidates(
         entries.sort(key=lambda entry: _preference(entry, batch))
         if name == "onnxruntime":
             for where in DEVICES if not device else (device,):
-                for entry in entries:
+                # The same graph may be listed once for each device, with its own state of verification.
+                for entry in [e for e in entries if where in e.targets] or entries:
                     full = f"{name}:{where}"
                     yield _Candidate(full, full, where, entry, partial(_onnxruntime_reason, entry, where))
         else:

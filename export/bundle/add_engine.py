@@ -10,12 +10,11 @@ Everything is first staged in ``parity/.dgsnet-tmp-<id>/``, which readers never 
 
 A crash leaves the journal. ``recover`` then removes those engines of the journal that the manifest in force
 does not list, which undoes a crash before 3 and completes one after it. Between 2 and 4 an engine lies in the
-bundle that its manifest does not list, and the journal names it.
+bundle that its manifest does not list; readers pass over what a journal names (runtime/engine_journal.py).
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -27,6 +26,13 @@ from typing import Any
 
 from export.bundle.hashing import copy_hashed
 from export.bundle.lock import bundle_lock
+from runtime.engine_journal import (
+    JOURNAL_NAME,
+    STAGING_PREFIX,
+    journal_bytes,
+    journaled_engines,
+    staging_folders,
+)
 from runtime.errors import ManifestError, UsageError
 from runtime.files import sync_folder, write_atomically
 from runtime.manifest import (
@@ -42,9 +48,6 @@ from runtime.manifest import (
 )
 
 logger = logging.getLogger("dgsnet.export.bundle")
-
-STAGING_PREFIX = ".dgsnet-tmp-"
-JOURNAL_NAME = "journal.json"
 
 
 def add_engine(bundle: Path, engine_file: Path, entry: EngineEntry) -> EngineEntry:
@@ -114,8 +117,7 @@ def _stage(
     content["files"][entry.file] = {"sha256": copied.sha256, "size": copied.size}
     content["engines"] = [e for e in content["engines"] if e["file"] not in replaced] + [entry.to_json()]
     write_atomically(staging / MANIFEST_NAME, manifest_bytes(content))
-    journal = {"added": [entry.file], "replaced": replaced}
-    write_atomically(staging / JOURNAL_NAME, json.dumps(journal).encode())
+    write_atomically(staging / JOURNAL_NAME, journal_bytes([entry.file], replaced))
     sync_folder(staging.parent)
 
 
@@ -124,11 +126,9 @@ def _recover(bundle: Path) -> list[str]:
     if parity.is_symlink() or not parity.is_dir():
         return []
     removed = []
-    for staging in sorted(parity.glob(f"{STAGING_PREFIX}*")):
-        if staging.is_symlink() or not staging.is_dir():
-            continue
+    for staging in staging_folders(bundle):
         listed = _read_manifest(bundle).files
-        for name in _journal_names(staging / JOURNAL_NAME):
+        for name in journaled_engines(staging):
             if name not in listed and (bundle / name).is_file():
                 (bundle / name).unlink()
                 removed.append(name)
@@ -138,16 +138,6 @@ def _recover(bundle: Path) -> list[str]:
     if not any(parity.iterdir()):
         parity.rmdir()
     return removed
-
-
-def _journal_names(path: Path) -> list[str]:
-    """Returns the engine files that a journal names; a journal that was not finished names none."""
-    try:
-        journal = json.loads(path.read_bytes())
-        names = [checked_name(name) for name in (*journal["added"], *journal["replaced"])]
-    except (OSError, ValueError, KeyError, TypeError, ManifestError):
-        return []
-    return [name for name in names if PurePosixPath(name).parts[:-1] == (ENGINES_FOLDER,)]
 
 
 def _bundle_folder(bundle: Path) -> Path:

@@ -134,6 +134,21 @@ def test_add_engine__keeps_reports_beside_its_staging(bundle: Path, tmp_path: Pa
     assert [p.name for p in (bundle / "parity").iterdir()] == ["parity.json"]
 
 
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_add_engine__killed_at_any_moment_leaves_a_bundle_that_opens(
+    moment: str, bundle: Path, tmp_path: Path
+) -> None:
+    add_engine(bundle, engine(tmp_path), ENTRY)
+    crash(bundle, engine(tmp_path, b"engine two"), moment)
+    assert list(engines(bundle).values()) == [
+        b"engine two" if moment == "after the commit" else b"engine one"
+    ]
+    # What no journal names is still foreign.
+    (bundle / "engines" / "foreign.engine").write_bytes(b"x")
+    with pytest.raises(ManifestError, match="foreign"):
+        engines(bundle)
+
+
 @pytest.mark.parametrize("moment", ["staging", "before the engine is in place"])
 def test_add_engine__killed_early_is_invisible_to_readers(moment: str, bundle: Path, tmp_path: Path) -> None:
     crash(bundle, engine(tmp_path), moment)
