@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import click
 
-from runtime.errors import DgsNetError
+from runtime.errors import EXIT_BAD_INPUT, DgsNetError
 
 logger = logging.getLogger("dgsnet")
 
@@ -41,13 +41,21 @@ def run_cli(command: click.Command, program: str) -> NoReturn:
     except click.ClickException as err:
         err.show()
         sys.exit(err.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
-        sys.exit(130)
     except BrokenPipeError:
         # The reader went away (``| head``): nothing is left to say, and nothing went wrong here.
         sys.stderr.close()
         sys.exit(0)
+    except OSError as err:
+        if debug:
+            raise
+        place = f"{err.filename}: " if err.filename else ""
+        click.echo(
+            f"error: {place}{err.strerror or err}; check the path, its permissions and free space", err=True
+        )
+        sys.exit(EXIT_BAD_INPUT)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -15,10 +15,23 @@ from runtime.console import verbosity_option
 @verbosity_option
 def onnx(run: Path, output: Path) -> None:
     """Writes the FP32 ONNX graph of RUN, adapters merged, and checks its structure."""
-    from export.checkpoint import CheckpointSource
-    from export.onnx_files import check_contract, check_structure, save_model
+    import os
+    import tempfile
 
-    save_model(CheckpointSource(run).onnx(), output)
-    embed_dim = check_contract(output)
-    check_structure(output)
+    from export.checkpoint import CheckpointSource
+    from export.onnx_files import check_contract, check_structure, data_path, save_model
+    from runtime.errors import UsageError
+
+    if not output.parent.is_dir():
+        raise UsageError(f"{output.parent}: no such folder; make it first")
+    model = CheckpointSource(run).onnx()
+    # The file's final name is inside it when its weights lie beside it, so it is written under that name.
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.tmp-", dir=output.parent) as folder:
+        staged = Path(folder) / output.name
+        save_model(model, staged)
+        embed_dim = check_contract(staged)
+        check_structure(staged)
+        if data_path(staged).exists():
+            os.replace(data_path(staged), data_path(output))
+        os.replace(staged, output)
     click.echo(f"{output}: embedding {embed_dim}, structure checked; numbers are checked by build-engine")
