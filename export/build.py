@@ -12,21 +12,23 @@ from numpy.typing import NDArray
 from export.bundle.golden import synthetic_mosaics, write_golden
 from export.bundle.writer import BundleWriter
 from export.checkpoint import CheckpointSource
-from export.engine.builder import build_engine, require_buildable
-from export.engine.naming import engine_file_name, slug_from_text
-from export.engine.options import BuildOptions, BuiltEngine
+from export.engine.builder import require_buildable
+from export.engine.naming import slug_from_text
+from export.engine.options import BuildOptions
+from export.engines import add_engines
 from export.onnx_files import check_contract, check_structure, opset_version, save_model
 from export.onnx_source import OnnxSource
 from export.parity.batches import check_batch_sizes
 from export.parity.compare import HopReport
+from export.parity.fp16_graph import fp16_graph_parity
+from export.parity.limits import own_limits
 from export.precision import PrecisionReport, fp16_from_fp32
 from export.source import RUN, source_kind
-from export.versions import tool_versions
+from export.versions import source_commit, tool_versions
 from runtime.backends.onnx_session import OnnxSession
 from runtime.console import logger
-from runtime.errors import MissingDependencyError, ParityError
+from runtime.errors import ParityError
 from runtime.manifest import (
-    ENGINES_FOLDER,
     GOLDEN_NAME,
     MODEL_FP16_NAME,
     MODEL_NAME,
@@ -36,7 +38,7 @@ from runtime.manifest import (
     graph_json,
 )
 from runtime.spec import CLASSES, Preprocessing
-from runtime.tolerances import TOLERANCES, logit_tolerance
+from runtime.tolerances import TOLERANCES
 
 # Besides the profile's own sizes: a graph with the batch frozen inside is right at one size only.
 CHECKED_BATCHES = (1, 2, 3, 8)
@@ -91,7 +93,6 @@ def build_bundle(source: Path, output: Path, options: BundleOptions) -> BundleRe
             require_buildable(options.engine, backend=backend)
     loaded: CheckpointSource | OnnxSource
     loaded = CheckpointSource(source) if source_kind(source) == RUN else OnnxSource(source)
-    boundary = loaded.decision.boundary_logit
     profile = options.engine.profiles[0]
     slug = slug_from_text(options.name or str(loaded.backbone["name"]))
     with BundleWriter(output) as writer:
@@ -115,15 +116,10 @@ def build_bundle(source: Path, output: Path, options: BundleOptions) -> BundleRe
                 reference,
                 tuple(sizes),
                 all_at=profile[1],
-                boundary=boundary,
-                tolerance=logit_tolerance(TOLERANCES, "fp32"),
+                decision=loaded.decision,
+                limits=own_limits("fp32"),
             )
-        for hop in hops:
-            logger.info("%s", hop.line())
-        failed = [hop.line() for hop in hops if not hop.passed]
-        if failed:
-            raise ParityError(f"the ONNX graph disagrees with its reference: {failed[0]}")
-
+        _require_passed(hops)
         precision = fp16_from_fp32(model_path, writer.path(MODEL_FP16_NAME), options.engine.policy)
         logger.info(
             "%s: %.1f %% of weighted layers in FP16, %d casts",
@@ -131,10 +127,18 @@ def build_bundle(source: Path, output: Path, options: BundleOptions) -> BundleRe
             100 * precision.fp16_share,
             precision.casts,
         )
-        _require_loadable(writer.path(MODEL_FP16_NAME), golden[:1])
+        typed = fp16_graph_parity(
+            writer.path(MODEL_FP16_NAME),
+            golden,
+            reference,
+            decision=loaded.decision,
+            limits=own_limits("fp16"),
+        )
+        _require_passed([typed])
+        hops.append(typed)
         engines = []
         for backend in options.backends:
-            engines += _engines(writer, backend, slug, options.engine)
+            engines += add_engines(writer, backend, slug, options.engine)
         _write_parity(writer.path(f"{PARITY_FOLDER}/parity.json"), hops, loaded.reference_name)
         content = {
             "schema": SCHEMA_VERSION,
@@ -147,6 +151,7 @@ def build_bundle(source: Path, output: Path, options: BundleOptions) -> BundleRe
             "golden": {"file": GOLDEN_NAME, "reference": loaded.reference_name, "count": len(golden)},
             "provenance": {
                 "source_sha256": loaded.sha256,
+                "commit": source_commit(),
                 "tools": tool_versions(),
                 "command": list(options.command),
             },
@@ -156,69 +161,12 @@ def build_bundle(source: Path, output: Path, options: BundleOptions) -> BundleRe
     return BundleReport(bundle, tuple(engines), precision, tuple(hops))
 
 
-def _engines(
-    writer: BundleWriter, backend: str, slug: str, options: BuildOptions
-) -> list[tuple[EngineEntry, str]]:
-    """Returns the manifest's entries of one backend, each with its state in words."""
-    if backend == "onnxruntime":
-        return [_onnxruntime_entry("cpu", options), _onnxruntime_entry("cuda", options)]
-    graph = writer.path(MODEL_FP16_NAME if options.precision == "fp16" else MODEL_NAME)
-    staged = writer.path(f"{ENGINES_FOLDER}/building.engine")
-    built = build_engine(graph, staged, options, backend=backend)
-    name = engine_name(slug, built)
-    staged.rename(writer.path(name))
-    return [(built.entry(name), state_of(built))]
-
-
-def _onnxruntime_entry(device: str, options: BuildOptions) -> tuple[EngineEntry, str]:
-    import onnxruntime
-
-    # On the CPU the batch hops ran this very file with this very library, or the build has failed.
-    ran = device == "cpu"
-    entry = EngineEntry(
-        file=MODEL_NAME,
-        backend="onnxruntime",
-        precision="fp32",
-        profiles=options.profiles,
-        targets=(device,),
-        version=onnxruntime.__version__,
-        gpu=None,
-        driver=None,
-        verified="passed" if ran else "not-run",
-    )
-    return entry, f"{device}: " + ("compared with the reference at every batch size" if ran else "not run")
-
-
-def engine_name(slug: str, built: BuiltEngine) -> str:
-    """Returns where a built engine belongs inside a bundle."""
-    file = engine_file_name(
-        slug, built.precision, built.profiles[0], built.targets, built.backend, built.version
-    )
-    return f"{ENGINES_FOLDER}/{file}"
-
-
-def state_of(built: BuiltEngine) -> str:
-    """Returns in words whether an engine was run; only what ran is ever called verified."""
-    reason = built.reason or "this version of the runtime runs onnxruntime only: built, not run"
-    share = (
-        f", {100 * built.fp16_share:.1f} % of weighted layers in FP16" if built.precision == "fp16" else ""
-    )
-    return f"{reason}; {built.size / 2**20:.1f} MiB in {built.seconds:.1f} s{share}"
-
-
-def _require_loadable(path: Path, images: NDArray[np.uint8]) -> None:
-    """Opens the FP16 graph in ONNX Runtime: a loader check and no more, since a CPU computes it in FP32."""
-    try:
-        import onnxruntime
-    except ImportError as err:
-        raise MissingDependencyError(
-            f'onnxruntime is not installed ({err}); pip install "dgsnet[cpu]"'
-        ) from err
-    options = onnxruntime.SessionOptions()
-    # Higher levels crash the process on FP16 vision transformers (onnxruntime 1.23 to 1.31, CPU).
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    session.run(None, {session.get_inputs()[0].name: images})
+def _require_passed(hops: list[HopReport]) -> None:
+    for hop in hops:
+        logger.info("%s", hop.line())
+    failed = [hop.line() for hop in hops if not hop.passed]
+    if failed:
+        raise ParityError(f"nothing is published, a graph disagrees with its reference: {failed[0]}")
 
 
 def _write_parity(path: Path, hops: list[HopReport], reference: str) -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from pathlib import Path
 
-from export.build import engine_name, state_of
 from export.bundle.add_engine import add_engine, recover
-from export.engine.builder import build_engine
+from export.engine.builder import build_engine, require_buildable
 from export.engine.naming import slug_from_text
 from export.engine.options import BuildOptions
+from export.engines import engine_name, graph_name, state_of
 from runtime.bundle import open_bundle
 from runtime.errors import UsageError
-from runtime.manifest import MODEL_FP16_NAME, MODEL_NAME, EngineEntry
+from runtime.manifest import EngineEntry
 
 
 def add_backends(
@@ -37,16 +36,20 @@ def add_backends(
     """
     if "onnxruntime" in backends:
         raise UsageError("onnxruntime runs a bundle's model.onnx as it is; name tensorrt or tensorrt-rtx")
+    for backend in backends:
+        require_buildable(options, backend=backend)
     recover(bundle)
     with open_bundle(bundle, verify="full") as opened:
         opened.join()
         manifest = opened.manifest
-        graph = opened.file(MODEL_FP16_NAME if options.precision == "fp16" else MODEL_NAME)
+        graph = opened.file(graph_name(options))
     slug = slug_from_text(name or str(manifest.raw["backbone"]["name"]))
     added = []
     for backend in backends:
         with tempfile.TemporaryDirectory(prefix="dgsnet-") as folder:
             built = build_engine(graph, Path(folder) / "new.engine", options, backend=backend)
-            entry = add_engine(bundle, built.path, built.entry(engine_name(slug, built)))
-        added.append((entry, state_of(dataclasses.replace(built, path=bundle / entry.file))))
+            entry = add_engine(
+                bundle, built.path, built.entry(engine_name(slug, built)), built_from=manifest.files
+            )
+        added.append((entry, state_of(built)))
     return added

@@ -106,6 +106,12 @@ def load_model(path: Path, *, weights: bool = True) -> ModelProto:
     return model
 
 
+def external_files(model: ModelProto) -> list[str]:
+    """Returns the names of the files that hold weights of a model, sorted."""
+    tensors = [tensor for tensor in model.graph.initializer if _is_external(tensor)]
+    return sorted({e.value for tensor in tensors for e in tensor.external_data if e.key == "location"})
+
+
 def check_contract(source: Path | ModelProto) -> int:
     """Returns the width D of the embedding of a graph that follows the contract.
 

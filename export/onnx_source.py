@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.onnx_files import check_contract, data_path, load_model
+from export.onnx_files import check_contract, external_files, load_model
 from export.parity.batches import run_in_batches
 from runtime.backends.onnx_session import OnnxSession
 from runtime.decision import Decision
@@ -33,8 +33,8 @@ class OnnxSource:
         self.decision = Decision()
         self.backbone: dict[str, Any] = {"name": path.stem}
         digest = hashlib.sha256(path.read_bytes())
-        if data_path(path).is_file():
-            digest.update(data_path(path).read_bytes())
+        for name in external_files(load_model(path, weights=False)):
+            digest.update((path.parent / name).read_bytes())
         self.sha256 = digest.hexdigest()
 
     def reference(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

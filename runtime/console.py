@@ -41,6 +41,9 @@ def run_cli(command: click.Command, program: str) -> NoReturn:
     except click.ClickException as err:
         err.show()
         sys.exit(err.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        sys.exit(130)
     except BrokenPipeError:
         # The reader went away (``| head``): nothing is left to say, and nothing went wrong here.
         sys.stderr.close()
@@ -53,9 +56,13 @@ def run_cli(command: click.Command, program: str) -> NoReturn:
             f"error: {place}{err.strerror or err}; check the path, its permissions and free space", err=True
         )
         sys.exit(EXIT_BAD_INPUT)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("stopped", err=True)
-        sys.exit(130)
+    except Exception as err:
+        # Exit code 1 means that a gate failed, which a defect of ours must not look like.
+        if debug:
+            raise
+        reason = " ".join(str(err).split())[:300]
+        click.echo(f"error: internal error, {type(err).__name__}: {reason}; run again with --debug", err=True)
+        sys.exit(EXIT_BAD_INPUT)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -1,24 +1,32 @@
 """The one home of numeric tolerances. Each carries the measurement that it came from.
 
 All are on raw logits and embeddings; temperature and threshold never enter. They are copied into every
-manifest, so that a bundle is judged by the limits it was made with.
+manifest. A gate takes the stricter of the manifest's and these, so that editing a manifest loosens nothing.
 """
 
 from __future__ import annotations
 
-# Largest |difference of logits| that parity accepts between the reference and an engine of a precision.
-# fp32: measured 3.6e-5 over 432 pictures (demo bundle, PyTorch against ONNX Runtime 1.31 on a CPU), where
-# logits reach 12; other kernels sum in another order, and deeper towers add up more of it.
-FP32_MAX_ABS_LOGIT = 1e-3
-# fp16: the project's gate. The spacing of FP16 numbers near a logit of 8 is 0.0078.
-FP16_MAX_ABS_LOGIT = 0.05
-
 TOLERANCES = {
-    "fp32_max_abs_logit": FP32_MAX_ABS_LOGIT,
-    "fp16_max_abs_logit": FP16_MAX_ABS_LOGIT,
+    # Largest |difference of logits| between the reference and an engine of a precision.
+    # fp32: measured 3.6e-5 over 432 pictures (demo bundle, PyTorch against ONNX Runtime 1.31 on a CPU), where
+    # logits reach 12; other kernels sum in another order, and deeper towers add up more of it.
+    "fp32_max_abs_logit": 1e-3,
+    # fp16: the project's gate. The spacing of FP16 numbers near a logit of 8 is 0.0078; the demo's FP16
+    # weights computed in FP32 differ by 0.008.
+    "fp16_max_abs_logit": 0.05,
+    # Smallest cosine between two forms' embeddings of one picture. fp32: measured 1 - 1e-7; fp16 weights
+    # computed in FP32: 1 - 2e-6.
+    "fp32_min_cosine": 0.99999,
+    "fp16_min_cosine": 0.999,
 }
 
 
 def logit_tolerance(tolerances: dict[str, float], precision: str) -> float:
     """Returns the largest |difference of logits| that is allowed to an engine of ``precision``."""
     return tolerances[f"{precision}_max_abs_logit"]
+
+
+def strict_logit_tolerance(tolerances: dict[str, float], precision: str) -> float:
+    """Returns the stricter of a manifest's tolerance and this version's own."""
+    own = logit_tolerance(TOLERANCES, precision)
+    return min(own, tolerances.get(f"{precision}_max_abs_logit", own))

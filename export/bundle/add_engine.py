@@ -41,6 +41,7 @@ from runtime.manifest import (
     MAX_MANIFEST_BYTES,
     PARITY_FOLDER,
     EngineEntry,
+    FileEntry,
     Manifest,
     checked_name,
     manifest_bytes,
@@ -50,13 +51,16 @@ from runtime.manifest import (
 logger = logging.getLogger("dgsnet.export.bundle")
 
 
-def add_engine(bundle: Path, engine_file: Path, entry: EngineEntry) -> EngineEntry:
+def add_engine(
+    bundle: Path, engine_file: Path, entry: EngineEntry, *, built_from: dict[str, FileEntry]
+) -> EngineEntry:
     """Copies an engine into a bundle and lists it; an entry for the same file name is replaced.
 
     Args:
         bundle: a bundle's folder.
         engine_file: the engine; it stays where it is.
         entry: what the manifest will say; ``entry.file`` is ``engines/<name>.engine``.
+        built_from: the files of the bundle as they were when the engine was built from them.
 
     Returns:
         The entry as written. A replaced file's name is never used again for other bytes, so the name may
@@ -76,6 +80,12 @@ def add_engine(bundle: Path, engine_file: Path, entry: EngineEntry) -> EngineEnt
     with bundle_lock(bundle):
         _recover(bundle)
         manifest = _read_manifest(bundle)
+        for graph in (name for name in manifest.files if PurePosixPath(name).parts[0] != ENGINES_FOLDER):
+            if manifest.files[graph] != built_from.get(graph):
+                raise UsageError(
+                    f"{bundle}: {graph} is not the one that the engine was built from, the bundle was "
+                    "replaced meanwhile; build the engine again"
+                )
         final = _unused_name(bundle, manifest, name)
         staging = bundle / PARITY_FOLDER / f"{STAGING_PREFIX}{secrets.token_hex(4)}"
         try:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from export.engine.options import BuildOptions
 
 from runtime.console import print_json, verbosity_option
 from runtime.errors import UsageError
@@ -64,6 +68,7 @@ def build_engine(
     from export.source import BUNDLE, source_kind
 
     chosen = _backends(backends, precision)
+    _refuse_unused(chosen, {"--target": targets, "--workspace": workspace, "--timing-cache": timing_cache})
     engine = BuildOptions(
         precision=precision or "fp16",
         profiles=((min_batch, opt_batch, max_batch),),
@@ -87,7 +92,7 @@ def build_engine(
         backends=chosen,
         engine=engine,
         golden=None if golden is None else _golden(golden),
-        command=_command(chosen, engine.precision, (min_batch, opt_batch, max_batch), engine.targets),
+        command=_command(chosen, engine, name),
         name=name,
     )
     report = build_bundle(checkpoint, output, options)
@@ -107,6 +112,15 @@ def _backends(given: tuple[str, ...], precision: str | None) -> tuple[str, ...]:
     return chosen
 
 
+def _refuse_unused(chosen: tuple[str, ...], given: dict[str, object]) -> None:
+    if chosen == ("onnxruntime",):
+        for flag, value in given.items():
+            if value:
+                raise UsageError(
+                    f"{flag}: onnxruntime builds no engine that it could act on; add a --backend"
+                )
+
+
 def _split(values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
 
@@ -120,7 +134,7 @@ def _bytes(text: str | None) -> int | None:
     return int(float(match[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[match[2].upper()])
 
 
-def _golden(folder: Path):  # type: ignore[no-untyped-def]
+def _golden(folder: Path) -> Any:
     from export.golden_images import golden_mosaics
 
     mosaics = golden_mosaics(folder)
@@ -128,15 +142,18 @@ def _golden(folder: Path):  # type: ignore[no-untyped-def]
     return mosaics
 
 
-def _command(
-    backends: tuple[str, ...], precision: str, batches: tuple[int, int, int], targets: tuple[str, ...]
-) -> tuple[str, ...]:
+def _command(backends: tuple[str, ...], engine: BuildOptions, name: str) -> tuple[str, ...]:
     """Returns the options that decide the result, without any path of this machine."""
-    names = ("--min-batch", "--opt-batch", "--max-batch")
-    words = ["build-engine", "--backend", ",".join(backends), "--precision", precision]
-    for flag, value in zip(names, batches, strict=True):
+    words = ["build-engine", "--backend", ",".join(backends), "--precision", engine.precision]
+    for flag, value in zip(("--min-batch", "--opt-batch", "--max-batch"), engine.profiles[0], strict=True):
         words += [flag, str(value)]
-    return (*words, "--target", ",".join(targets)) if targets else tuple(words)
+    if engine.targets:
+        words += ["--target", ",".join(engine.targets)]
+    if engine.workspace_bytes is not None:
+        words += ["--workspace", f"{engine.workspace_bytes // 2**20}M"]
+    if name:
+        words += ["--name", name]
+    return tuple(words)
 
 
 def _report(bundle: Path, engines: list[tuple[dict[str, object], str]], as_json: bool) -> None:

@@ -16,8 +16,7 @@ from runtime.errors import GateFailedError, UsageError
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="run that the bundle was made from")
 @click.option("--data", type=click.Path(path_type=Path), help="folder of pictures; needs --checkpoint")
 @click.option("--backend", default="auto", show_default=True, help="engine to compare; by name it must run")
-@click.option("--max-abs-logit", type=float, help="limit of |difference of logits|; default the manifest's")
-@click.option("--max-hard-flips", type=int, default=0, show_default=True, help="allowed changed verdicts")
+@click.option("--max-abs-logit", type=float, help="limit of |difference of logits|; default by precision")
 @click.option("--json", "as_json", is_flag=True, help="JSON on standard output")
 @click.option("--json-file", type=click.Path(path_type=Path), help="write the report to a file")
 @verbosity_option
@@ -27,42 +26,49 @@ def parity(
     data: Path | None,
     backend: str,
     max_abs_logit: float | None,
-    max_hard_flips: int,
     as_json: bool,
     json_file: Path | None,
 ) -> None:
     """Compares BUNDLE's engine with PyTorch on the golden mosaics and on pictures, verdict by verdict.
 
-    Exits 1 when a logit differs by more than the limit, or a verdict changes whose margin exceeds it.
+    Without --checkpoint the golden mosaics are compared with the logits that the bundle itself stores.
+    Exits 1 when a logit differs by more than the limit (a verdict whose margin exceeds it cannot change
+    then), or when the bundle has another threshold than its checkpoint.
     """
     from export.checkpoint import CheckpointSource
-    from export.parity.gate import file_parity, golden_parity
+    from export.parity.compare import Limits
+    from export.parity.gate import file_parity, golden_parity, settings_parity
+    from export.parity.limits import bundle_limits
     from runtime.detector import Detector
     from runtime.files import write_atomically
-    from runtime.tolerances import logit_tolerance
 
     if data is not None and checkpoint is None:
         raise UsageError("--data: pictures are compared with PyTorch; name the run with --checkpoint")
+    if max_abs_logit is not None and not 0 <= max_abs_logit < float("inf"):
+        raise UsageError(f"--max-abs-logit: found {max_abs_logit}, expected a number of at least 0")
     source = None if checkpoint is None else CheckpointSource(checkpoint)
     # The self-test would refuse a drifting engine with less to say about it than this report has.
     with Detector.open(bundle, backend, selftest=False) as detector:
-        precision = detector.backend_report.entry.precision
-        limit = max_abs_logit
-        if limit is None:
-            limit = logit_tolerance(detector.bundle.manifest.tolerances, precision)
-        hops = [golden_parity(detector, source, tolerance=limit, max_hard_flips=max_hard_flips)]
+        manifest = detector.bundle.manifest
+        limits = bundle_limits(manifest, detector.backend_report.entry.precision)
+        if max_abs_logit is not None:
+            limits = Limits(max_abs_logit, limits.min_cosine)
+        settings = [settings_parity(manifest, source)] if source is not None else []
+        hops = [golden_parity(detector, source, limits=limits)]
         if source is not None and data is not None:
-            hops.append(file_parity(detector, source, data, tolerance=limit, max_hard_flips=max_hard_flips))
+            hops.append(file_parity(detector, source, data, limits=limits))
     report = {
         "schema": 1,
-        "bundle_digest": detector.bundle.manifest.digest,
-        "hops": [hop.to_json() for hop in hops],
+        "bundle_digest": manifest.digest,
+        "hops": [check.to_json() for check in settings] + [hop.to_json() for hop in hops],
     }
     if json_file is not None:
         write_atomically(json_file, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
     if as_json:
         print_json(report)
     else:
+        for check in settings:
+            click.echo(check.line())
         for hop in hops:
             click.echo(hop.line())
             for flip in hop.flips:
@@ -70,8 +76,7 @@ def parity(
                     f"  {'tie ' if flip.tie else 'FLIP'} {flip.item}: {flip.reference_logit:.4f} -> "
                     f"{flip.logit:.4f}, margin {flip.margin:.4f}"
                 )
-    failed = [hop for hop in hops if not hop.passed]
+    failed = [check.hop for check in settings if not check.passed] + [h.hop for h in hops if not h.passed]
     if failed:
-        raise GateFailedError(
-            f"parity: {len(failed)} of {len(hops)} hops are over the limit: {failed[0].hop}"
-        )
+        count = len(settings) + len(hops)
+        raise GateFailedError(f"parity: {len(failed)} of {count} checks failed, first: {failed[0]}")

@@ -91,6 +91,10 @@ def require_buildable(
             "tensorrt builds only on the GPU that it builds for, and no CUDA device is usable here; build on "
             "the target, or use --backend tensorrt-rtx, which needs none"
         )
+    if options.timing_cache is not None and not trt.has_timing_cache:
+        raise UsageError(
+            f"--timing-cache: {trt.backend} keeps no timings; leave it out or use --backend tensorrt"
+        )
     return trt, gpu, _targets(trt, options, gpu)
 
 
@@ -151,10 +155,6 @@ def _configure(
 def _timing_cache(trt: TrtModule, config: Any, options: BuildOptions) -> Any:
     if options.timing_cache is None:
         return None
-    if not trt.has_timing_cache:
-        raise UsageError(
-            f"--timing-cache: {trt.backend} keeps no timings; leave it out or use --backend tensorrt"
-        )
     known = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
     cache = config.create_timing_cache(known)
     if not config.set_timing_cache(cache, False):

@@ -1,17 +1,16 @@
-"""Batch laws of an engine: every batch size agrees with batch 1, on the same pictures."""
+"""Batch laws of an engine: every batch size agrees with the reference, on the same pictures."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.parity.compare import HopReport, compare_logits
+from export.parity.compare import HopReport, Limits, Outputs, compare_logits
 from runtime.backends.base import Backend
+from runtime.decision import Decision
 
 
-def run_in_batches(
-    backend: Backend, images: NDArray[np.uint8], size: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def run_in_batches(backend: Backend, images: NDArray[np.uint8], size: int) -> Outputs:
     """Returns logits ``[N]`` and embeddings ``[N, D]`` of the mosaics, run ``size`` at a time."""
     parts = [backend.run(images[start : start + size]) for start in range(0, len(images), size)]
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
@@ -20,12 +19,12 @@ def run_in_batches(
 def check_batch_sizes(
     backend: Backend,
     images: NDArray[np.uint8],
-    reference: tuple[NDArray[np.float32], NDArray[np.float32]],
+    reference: Outputs,
     sizes: tuple[int, ...],
     *,
     all_at: int,
-    boundary: float,
-    tolerance: float,
+    decision: Decision,
+    limits: Limits,
 ) -> list[HopReport]:
     """Compares the engine at several batch sizes with the reference on the same mosaics.
 
@@ -36,8 +35,8 @@ def check_batch_sizes(
         sizes: batch sizes; each must be inside the engine's profile.
         all_at: the size at which every mosaic runs; the others run one batch, which is enough for a law
             about sizes and a quarter of the time on a large tower.
-        boundary: raw logit at which the verdict changes.
-        tolerance: largest |difference of logits| that is allowed.
+        decision: the rule by which a verdict counts as changed.
+        limits: what is allowed.
     """
     reports = []
     for size in sizes:
@@ -50,8 +49,8 @@ def check_batch_sizes(
                 [f"golden {row}" for row in rows],
                 reference[0][rows],
                 logits,
-                boundary=boundary,
-                tolerance=tolerance,
+                decision=decision,
+                limits=limits,
                 embeddings=(reference[1][rows], embeddings),
             )
         )

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.decision import Decision
 from runtime.errors import SpecError
+
+Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,10 @@ class HopReport:
         max_abs_logit: largest |difference of logits|.
         mean_abs_logit: their mean.
         min_cosine: smallest cosine of the embeddings; None when they were not compared.
-        flips: every changed verdict.
-        tolerance: largest |difference of logits| that is allowed.
-        max_hard_flips: how many flips that are not ties are allowed.
+        flips: every changed verdict. One that is no tie differs by more than the tolerance, so it fails the
+            hop through ``max_abs_logit``.
+        max_allowed: largest |difference of logits| that is allowed.
+        cosine_allowed: smallest cosine that is allowed.
     """
 
     hop: str
@@ -44,8 +48,8 @@ class HopReport:
     mean_abs_logit: float
     min_cosine: float | None
     flips: tuple[Flip, ...]
-    tolerance: float
-    max_hard_flips: int
+    max_allowed: float
+    cosine_allowed: float
 
     @property
     def hard_flips(self) -> int:
@@ -55,15 +59,18 @@ class HopReport:
     @property
     def passed(self) -> bool:
         """Whether the hop is within its limits."""
-        return self.max_abs_logit <= self.tolerance and self.hard_flips <= self.max_hard_flips
+        embedding = self.min_cosine is None or self.min_cosine >= self.cosine_allowed
+        return self.max_abs_logit <= self.max_allowed and embedding
 
     def line(self) -> str:
         """Returns the hop as one line for a person."""
-        cosine = "" if self.min_cosine is None else f", cosine >= {self.min_cosine:.6f}"
+        cosine = ""
+        if self.min_cosine is not None:
+            cosine = f", cosine >= {self.min_cosine:.6f} (limit {self.cosine_allowed:g})"
         return (
             f"{'passed' if self.passed else 'FAILED'}  {self.hop}: {self.count} pictures, max |dlogit| "
-            f"{self.max_abs_logit:.2e} (limit {self.tolerance:g}), mean {self.mean_abs_logit:.2e}{cosine}, "
-            f"flips {len(self.flips)} ({self.hard_flips} hard, limit {self.max_hard_flips})"
+            f"{self.max_abs_logit:.2e} (limit {self.max_allowed:g}), mean {self.mean_abs_logit:.2e}{cosine}, "
+            f"{len(self.flips)} flips, {self.hard_flips} of them hard"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -77,8 +84,16 @@ class HopReport:
             "min_cosine": self.min_cosine,
             "flips": [dict(vars(flip)) for flip in self.flips],
             "hard_flips": self.hard_flips,
-            "limits": {"max_abs_logit": self.tolerance, "max_hard_flips": self.max_hard_flips},
+            "limits": {"max_abs_logit": self.max_allowed, "min_cosine": self.cosine_allowed},
         }
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a hop may differ by: |difference of logits|, and cosine of embeddings."""
+
+    max_abs_logit: float
+    min_cosine: float
 
 
 def compare_logits(
@@ -87,9 +102,8 @@ def compare_logits(
     reference: NDArray[np.float32],
     logits: NDArray[np.float32],
     *,
-    boundary: float,
-    tolerance: float,
-    max_hard_flips: int = 0,
+    decision: Decision,
+    limits: Limits,
     embeddings: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
 ) -> HopReport:
     """Compares two forms of the model on the same pictures, by raw logits; temperature never enters.
@@ -99,9 +113,8 @@ def compare_logits(
         items: a name per picture.
         reference: logits of the form that is right by definition, float32 ``[N]``.
         logits: logits of the other form, float32 ``[N]``.
-        boundary: raw logit at which the verdict changes.
-        tolerance: largest |difference| that is allowed.
-        max_hard_flips: how many verdicts may change whose reference margin exceeds the tolerance.
+        decision: the rule by which a verdict counts as changed.
+        limits: what is allowed.
         embeddings: (reference, other), float32 ``[N, D]`` each.
 
     Raises:
@@ -110,34 +123,40 @@ def compare_logits(
     if not len(items) == len(reference) == len(logits) or not len(items):
         raise SpecError(f"{hop}: found {len(reference)} and {len(logits)} logits for {len(items)} pictures")
     # A NaN or Inf on either side is the largest difference there is, never one that a max() overlooks.
-    difference = np.abs(reference.astype(np.float64) - logits.astype(np.float64))
-    difference = np.where(np.isfinite(difference), difference, np.finfo(np.float64).max)
-    margin = reference.astype(np.float64) - boundary
-    flipped = (reference >= boundary) != (logits >= boundary)
+    worst = float(np.finfo(np.float64).max)
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(reference.astype(np.float64) - logits.astype(np.float64))
+    finite = np.isfinite(difference)
+    margin = reference.astype(np.float64) - decision.boundary_logit
+    flipped = np.zeros(len(items), dtype=bool)
+    flipped[finite] = decision.is_generated(reference[finite]) != decision.is_generated(logits[finite])
     flips = tuple(
         Flip(
             items[k],
             float(reference[k]),
             float(logits[k]),
             float(margin[k]),
-            bool(abs(margin[k]) <= tolerance),
+            bool(abs(margin[k]) <= limits.max_abs_logit),
         )
-        for k in np.flatnonzero(flipped & np.isfinite(logits)).tolist()
+        for k in np.flatnonzero(flipped).tolist()
     )
     return HopReport(
         hop=hop,
         count=len(items),
-        max_abs_logit=float(difference.max()),
-        mean_abs_logit=float(difference.mean()) if difference.max() < 1e300 else float(difference.max()),
-        min_cosine=None if embeddings is None else _min_cosine(*embeddings),
+        max_abs_logit=float(difference.max()) if finite.all() else worst,
+        mean_abs_logit=float(difference.mean()) if finite.all() else worst,
+        min_cosine=None if embeddings is None else _min_cosine(hop, *embeddings),
         flips=flips,
-        tolerance=tolerance,
-        max_hard_flips=max_hard_flips,
+        max_allowed=limits.max_abs_logit,
+        cosine_allowed=limits.min_cosine,
     )
 
 
-def _min_cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+def _min_cosine(hop: str, a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    if a.shape != b.shape:
+        raise SpecError(f"{hop}: found embeddings of shape {list(b.shape)}, expected {list(a.shape)}")
     a64, b64 = a.astype(np.float64), b.astype(np.float64)
+    if not (np.isfinite(a64).all() and np.isfinite(b64).all()):
+        return -1.0
     norms = np.linalg.norm(a64, axis=1) * np.linalg.norm(b64, axis=1)
-    cosine = float((np.sum(a64 * b64, axis=1) / np.maximum(norms, 1e-300)).min())
-    return cosine if np.isfinite(cosine) else -1.0
+    return float((np.sum(a64 * b64, axis=1) / np.maximum(norms, 1e-300)).min())

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from export.bundle import add_engine as module
-from export.bundle.add_engine import add_engine, recover
+from export.bundle.add_engine import recover
 from export.bundle.golden import synthetic_mosaics, write_golden
 from export.bundle.lock import bundle_lock
 from export.bundle.writer import BundleWriter
@@ -35,6 +35,13 @@ MOMENTS = {
     "before the commit": "module.os.replace = lambda a, b: real(a, b) if staged(b) else die()",
     "after the commit": "module.os.replace = lambda a, b: (real(a, b), staged(b) or die())",
 }
+
+
+def add_engine(bundle: Path, engine_file: Path, entry: EngineEntry) -> EngineEntry:
+    """Adds an engine that was built from the bundle as it is."""
+    path = bundle / "manifest.json"
+    files = parse_manifest(path.read_bytes()).files if path.exists() else {}
+    return module.add_engine(bundle, engine_file, entry, built_from=files)
 
 
 @pytest.fixture
@@ -79,12 +86,14 @@ def crash(bundle: Path, built: Path, moment: str) -> None:
         import os, signal, sys
         from pathlib import Path
         from export.bundle import add_engine as module
-        from runtime.manifest import EngineEntry
+        from runtime.manifest import EngineEntry, parse_manifest
         real = os.replace
         staged = lambda target: '.dgsnet-tmp-' in str(target)
         die = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
         {MOMENTS[moment]}
-        module.add_engine(Path(sys.argv[1]), Path(sys.argv[2]), {ENTRY!r})
+        bundle = Path(sys.argv[1])
+        files = parse_manifest((bundle / 'manifest.json').read_bytes()).files
+        module.add_engine(bundle, Path(sys.argv[2]), {ENTRY!r}, built_from=files)
         """
     )
     done = subprocess.run([sys.executable, "-c", script, str(bundle), str(built)], cwd=ROOT, check=False)
@@ -252,3 +261,12 @@ def test_add_engine__waits_for_no_other_writer(bundle: Path, tmp_path: Path) -> 
         add_engine(bundle, engine(tmp_path), ENTRY)
     add_engine(bundle, engine(tmp_path), ENTRY)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["built.engine", "demo"]
+
+
+def test_add_engine__refuses_an_engine_of_another_graph(bundle: Path, tmp_path: Path) -> None:
+    """A build takes minutes, and the bundle may be replaced meanwhile."""
+    before = parse_manifest((bundle / "manifest.json").read_bytes()).files
+    edited = dict(before, **{"model.onnx": replace(before["model.onnx"], sha256="0" * 64)})
+    with pytest.raises(UsageError, match=r"model\.onnx is not the one that the engine was built from"):
+        module.add_engine(bundle, engine(tmp_path), ENTRY, built_from=edited)
+    assert engines(bundle) == {}

@@ -60,7 +60,11 @@ def test_build_engine__writes_the_bundle_of_the_contract(bundle: Path) -> None:
         assert golden["logit"].dtype == np.float32
     hops = json.loads((bundle / "parity" / "parity.json").read_text())["hops"]
     assert [hop["status"] for hop in hops] == ["passed"] * len(hops)
-    assert {hop["hop"].rpartition("batch ")[2] for hop in hops} == {"1", "2", "3", "8", "32"}
+    *sizes, typed = hops
+    assert [hop["hop"].rpartition("batch ")[2] for hop in sizes] == ["1", "2", "3", "8", "32"]
+    # FP16 weights are not FP32 weights: a hop that compared the FP32 graph with itself would show nothing.
+    assert 1e-5 < typed["max_abs_logit"] < 0.05
+    assert manifest["provenance"]["tools"]["tensorrt-rtx-cu13-bindings"]
 
 
 def test_build_engine__merges_the_trained_adapters(bundle: Path, run_folder: Path) -> None:
@@ -118,8 +122,12 @@ def test_parity__passes_and_reports(bundle: Path, run_folder: Path, data_set: Pa
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report == json.loads((tmp_path / "p.json").read_text())
-    assert [hop["count"] for hop in report["hops"]] == [16, 12]
-    assert all(hop["max_abs_logit"] < 1e-4 for hop in report["hops"])
+    settings, *hops = report["hops"]
+    assert settings == {
+        "hop": "checkpoint -> manifest, decision and origin", "status": "passed", "differences": []
+    }  # fmt: skip
+    assert [hop["count"] for hop in hops] == [16, 12]
+    assert all(hop["max_abs_logit"] < 1e-4 for hop in hops)
 
 
 def rewritten(folder: Path, name: str, content: bytes) -> None:
@@ -144,7 +152,7 @@ def test_parity__fails_on_a_wrong_weight(copy: Path, run_folder: Path, data_set:
     done = command("export", "parity", copy, "--checkpoint", run_folder, "--data", data_set / "test")
     assert done.returncode == 1
     assert "FAILED" in done.stdout
-    assert "over the limit" in done.stderr
+    assert "checks failed" in done.stderr
 
 
 def test_parity__fails_on_another_permutation(copy: Path, run_folder: Path, data_set: Path) -> None:
@@ -158,6 +166,60 @@ def test_parity__fails_on_another_permutation(copy: Path, run_folder: Path, data
     assert done.returncode == 1
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines if "pictures, max" in line] == ["passed", "FAILED"]
+
+
+def test_parity__fails_on_another_threshold(copy: Path, run_folder: Path) -> None:
+    """Equal logits under another threshold are other verdicts."""
+    from runtime.manifest import manifest_bytes
+
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["decision"]["threshold"] = 0.9
+    (copy / "manifest.json").write_bytes(manifest_bytes(manifest))
+    done = command("export", "parity", copy, "--checkpoint", run_folder)
+    assert done.returncode == 1
+    assert "0.9" in done.stdout.splitlines()[0]
+
+
+def test_parity__a_manifest_cannot_loosen_it(copy: Path, run_folder: Path) -> None:
+    from runtime.manifest import manifest_bytes
+
+    model = onnx.load(copy / "model.onnx")
+    bias = next(w for w in model.graph.initializer if w.name == "head/bias")
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.5), bias.name))
+    rewritten(copy, "model.onnx", model.SerializeToString())
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["tolerances"] = {"fp32_max_abs_logit": 1000}
+    (copy / "manifest.json").write_bytes(manifest_bytes(manifest))
+    done = command("export", "parity", copy)
+    assert done.returncode == 1
+    assert "the stricter one holds" in done.stderr
+
+
+def test_build_engine__refuses_a_wrong_fp16_graph(run_folder: Path, tmp_path: Path) -> None:
+    """A conversion that mixes up weights is seen, although a CPU says nothing about FP16 itself."""
+    script = (
+        "import sys, export.build as b, onnx, numpy as np\n"
+        "from onnx import numpy_helper\n"
+        "real = b.fp16_from_fp32\n"
+        "def wrong(source, target, policy):\n"
+        "    report = real(source, target, policy)\n"
+        "    model = onnx.load(target)\n"
+        "    w = next(w for w in model.graph.initializer if w.name.startswith('block_1/mlp/fc/weight'))\n"
+        "    w.CopyFrom(numpy_helper.from_array(np.roll(numpy_helper.to_array(w), 1, axis=0), w.name))\n"
+        "    onnx.save(model, target)\n"
+        "    return report\n"
+        "b.fp16_from_fp32 = wrong\n"
+        "sys.argv = ['x', 'build-engine', sys.argv[1], '-o', sys.argv[2], '-q']\n"
+        "from export.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, run_folder, tmp_path / "b"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "FP16 graph" in done.stderr
+    assert not (tmp_path / "b").exists()
 
 
 def test_parity__by_name_exits_3_when_it_cannot_run(bundle: Path) -> None:
@@ -225,8 +287,10 @@ def test_build_engine__is_reproducible_up_to_the_engine(
         (("--backend", "openvino"), 2, "expected one of"),
         (("--min-batch", "4", "--opt-batch", "2"), 2, "min 4, opt 2"),
         (("--backend", "tensorrt-rtx", "--target", "sm_87"), 2, "does not have it, it has sm_75"),
-        (("--workspace", "2000"), 2, "with its unit"),
+        (("--backend", "tensorrt-rtx", "--workspace", "2000"), 2, "with its unit"),
         (("--backend", "tensorrt"), 3, "tensorrt"),
+        (("--target", "sm_86"), 2, "--target: onnxruntime builds no engine"),
+        (("--backend", "tensorrt-rtx", "--timing-cache", "t"), 2, "keeps no timings"),
     ],
 )
 def test_build_engine__refuses_in_one_line_and_leaves_nothing(

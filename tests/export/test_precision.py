@@ -16,7 +16,7 @@ from onnx import TensorProto, numpy_helper
 from export.onnx_files import check_contract, check_structure, inferred_types, load_model, save_model
 from export.precision import PrecisionPolicy, fp16_from_fp32
 from runtime.errors import EngineBuildError, GateFailedError, UsageError
-from runtime.tolerances import FP16_MAX_ABS_LOGIT
+from runtime.tolerances import TOLERANCES
 
 DEFAULT = PrecisionPolicy()
 
@@ -69,7 +69,7 @@ def test_fp16__agrees_with_fp32_and_keeps_the_contract(
     }
     error = np.abs(half["logit"] - reference["logit"]).max()
     # Not 0: a graph left in FP32 would agree too well. Measured on this graph: 2e-5 to 1.3e-3.
-    assert 0 < error < FP16_MAX_ABS_LOGIT / 10
+    assert 0 < error < TOLERANCES["fp16_max_abs_logit"] / 10
     assert np.abs(half["embedding"] - reference["embedding"]).max() < 1e-3
     assert report.fp16_share == 1.0
     assert (report.weighted_nodes, report.weighted_fp32) == (19, 2)

@@ -1,0 +1,56 @@
+"""The FP16 graph opened in ONNX Runtime: are its weights and its wiring those of the FP32 graph?
+
+On a CPU an FP16 graph is computed in FP32, so this says nothing about FP16 arithmetic on a device.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.parity.compare import HopReport, Limits, Outputs, compare_logits
+from runtime.decision import Decision
+from runtime.errors import EngineBuildError, MissingDependencyError
+from runtime.spec import EMBEDDING_NAME, INPUT_NAME, LOGIT_NAME
+
+# Enough to see a wrong weight; a large tower takes seconds for each on a CPU.
+MOSAICS = 4
+
+
+def fp16_graph_parity(
+    path: Path, images: NDArray[np.uint8], reference: Outputs, *, decision: Decision, limits: Limits
+) -> HopReport:
+    """Compares the FP16 graph, computed in FP32, with the reference on the first few mosaics.
+
+    Raises:
+        EngineBuildError: ONNX Runtime cannot open or run the graph.
+        MissingDependencyError: onnxruntime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as err:
+        raise MissingDependencyError(
+            f'onnxruntime is not installed ({err}); pip install "dgsnet[cpu]"'
+        ) from err
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # Higher levels crash the process on FP16 vision transformers (onnxruntime 1.23 to 1.31, CPU).
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    images, logit, embedding = images[:MOSAICS], reference[0][:MOSAICS], reference[1][:MOSAICS]
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        found = session.run([LOGIT_NAME, EMBEDDING_NAME], {INPUT_NAME: images})
+    except Exception as err:  # ONNX Runtime's exceptions share no base class below Exception
+        reason = str(err).strip().splitlines()[0][:300]
+        raise EngineBuildError(f"{path.name}: onnxruntime cannot run it ({reason})") from err
+    return compare_logits(
+        "reference -> FP16 graph, weights and wiring (a CPU computes it in FP32)",
+        [f"golden {k}" for k in range(len(images))],
+        logit,
+        found[0],
+        decision=decision,
+        limits=limits,
+        embeddings=(embedding, found[1]),
+    )
