@@ -151,6 +151,7 @@ def build_bundle(source: Path, output: Path, options: BundleOptions) -> BundleRe
             "golden": {"file": GOLDEN_NAME, "reference": loaded.reference_name, "count": len(golden)},
             "provenance": {
                 "source_sha256": loaded.sha256,
+                "calibrated": loaded.calibrated,
                 "commit": source_commit(),
                 "tools": tool_versions(),
                 "command": list(options.command),
@@ -158,6 +159,12 @@ def build_bundle(source: Path, output: Path, options: BundleOptions) -> BundleRe
             "engines": [entry.to_json() for entry, _state in engines],
         }
         bundle = writer.commit(content)
+    logger.info(
+        "decision: threshold %.6g, temperature %.4g, %s",
+        loaded.decision.threshold,
+        loaded.decision.temperature,
+        "calibrated" if loaded.calibrated else "not calibrated (python -m train calibrate sets them)",
+    )
     return BundleReport(bundle, tuple(engines), precision, tuple(hops))
 
 

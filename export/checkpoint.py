@@ -49,6 +49,11 @@ class CheckpointSource:
         return self._checkpoint.decision
 
     @property
+    def calibrated(self) -> bool:
+        """Whether threshold and temperature were fitted."""
+        return "calibration" in self._checkpoint.record
+
+    @property
     def backbone(self) -> dict[str, Any]:
         """What the manifest says of the backbone."""
         return dataclasses.asdict(self._checkpoint.backbone)

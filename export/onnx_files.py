@@ -135,6 +135,21 @@ def check_contract(source: Path | ModelProto) -> int:
     return int(embedding.type.tensor_type.shape.dim[1].dim_value)
 
 
+def check_fp32(path: Path) -> None:
+    """Refuses a graph with anything in FP16 or BF16: it cannot be the reference of an FP32 bundle.
+
+    Raises:
+        SpecError: a weight, or the target of a Cast, is FP16 or BF16.
+    """
+    TensorProto = require_onnx().TensorProto
+    halves = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    graph = load_model(path, weights=False).graph
+    found = [tensor.name for tensor in graph.initializer if tensor.data_type in halves]
+    found += [n.name for n in graph.node for a in n.attribute if a.name == "to" and a.i in halves]
+    if found:
+        raise SpecError(f"{path.name}: found FP16 inside ({found[0]}), expected an FP32 graph: model.onnx")
+
+
 def check_structure(path: Path) -> None:
     """Runs onnx's own full check and strict shape inference on a file, and refuses two nodes of one name.
 

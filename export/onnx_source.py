@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.onnx_files import check_contract, external_files, load_model
+from export.onnx_files import check_contract, check_fp32, external_files, load_model
 from export.parity.batches import run_in_batches
 from runtime.backends.onnx_session import OnnxSession
 from runtime.decision import Decision
@@ -22,14 +22,16 @@ class OnnxSource:
         path: the file; weights may lie beside it.
 
     Raises:
-        SpecError: the file does not follow the contract.
+        SpecError: the file does not follow the contract, or computes in FP16.
     """
 
     reference_name = "onnx-fp32"
+    calibrated = False
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.embed_dim = check_contract(path)
+        check_fp32(path)
         self.decision = Decision()
         self.backbone: dict[str, Any] = {"name": path.stem}
         digest = hashlib.sha256(path.read_bytes())

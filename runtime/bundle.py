@@ -110,10 +110,11 @@ def _checked_manifest(folder: Path) -> Manifest:
             manifest = parse_manifest(content)
             _check_listing(folder, manifest)
             return manifest
-        except ManifestError:
+        except ManifestError as err:
             # Somebody who added an engine between the two looks is no damage: look again.
             if _manifest_content(folder) == content:
-                raise
+                text = str(err)
+                raise ManifestError(text if str(folder) in text else f"{folder}/{text}") from err
     raise ManifestError(f"{folder}: its manifest changed {_MAX_CHANGES} times while it was opened; try again")
 
 
@@ -185,8 +186,22 @@ def _walk(folder: Path, prefix: str, folders: set[str]) -> Iterator[tuple[str, i
             )
         elif name in folders:
             yield from _walk(folder / name[len(prefix) :], name + "/", folders)
-        elif name != PARITY_FOLDER:
+        elif name == PARITY_FOLDER:
+            _refuse_links(folder / name)
+        else:
             yield name + "/", 0
+
+
+def _refuse_links(folder: Path) -> None:
+    """Reports are neither hashed nor opened here; a link among them would mislead whoever copies them."""
+    for root, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            mode = os.lstat(os.path.join(root, name)).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise ManifestError(
+                    f"{folder}: {printable_name(name)} is a link or special file, expected regular files and "
+                    "folders only; remove it"
+                )
 
 
 def _some(names: list[str]) -> str:

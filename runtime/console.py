@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -32,7 +33,12 @@ def run_cli(command: click.Command, program: str) -> NoReturn:
     if debug:
         arguments.remove("--debug")
     try:
-        code = command.main(args=arguments, prog_name=program, standalone_mode=False)
+        # Not command.main(): it turns a closed pipe into exit code 1, which here means that a gate failed.
+        with command.make_context(program, arguments) as context:
+            code = command.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as err:
+        sys.exit(err.exit_code)
     except DgsNetError as err:
         if debug:
             raise
@@ -46,7 +52,7 @@ def run_cli(command: click.Command, program: str) -> NoReturn:
         sys.exit(130)
     except BrokenPipeError:
         # The reader went away (``| head``): nothing is left to say, and nothing went wrong here.
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as err:
         if debug:

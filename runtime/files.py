@@ -13,7 +13,11 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     Raises:
         OSError: the folder cannot be written or the disk is full; ``path`` is then untouched.
     """
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.tmp-", dir=path.parent)
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.tmp-", dir=path.parent)
+    except OSError as err:
+        # The caller asked for this file, not for the temporary one.
+        raise OSError(err.errno, err.strerror, str(path)) from err
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(content)

@@ -202,7 +202,16 @@ def _checked(content: dict[str, Any]) -> Manifest:
     files = {checked_name(name): _file_entry(name, entry) for name, entry in content["files"].items()}
     engines = tuple(_engine_entry(entry, files) for entry in content["engines"])
     golden = content["golden"]
+    if not {"file", "reference"} <= set(golden) <= {"file", "reference", "count"}:
+        raise SpecError(f"golden: found keys {sorted(golden)}, expected file, reference and count")
     golden_file = checked_name(golden["file"])
+    if len({(engine.file, engine.targets) for engine in engines}) != len(engines):
+        raise SpecError("engines: one engine is listed twice for the same targets")
+    backbone, provenance = content["backbone"], content["provenance"]
+    if not isinstance(backbone, dict) or not isinstance(backbone.get("name"), str):
+        raise SpecError("backbone: expected an object with a name")
+    if not isinstance(provenance, dict):
+        raise SpecError(f"provenance: found {type(provenance).__name__}, expected an object")
     if golden["reference"] not in REFERENCES:
         raise SpecError(f"golden.reference: found {golden['reference']!r}, expected one of {REFERENCES}")
     for required in (MODEL_NAME, golden_file):
@@ -254,6 +263,9 @@ def _file_entry(name: str, entry: dict[str, Any]) -> FileEntry:
 
 def _engine_entry(entry: dict[str, Any], files: dict[str, FileEntry]) -> EngineEntry:
     file = checked_name(entry["file"])
+    if set(entry) != set(EngineEntry.__dataclass_fields__):
+        odd = ", ".join(sorted(set(entry) ^ set(EngineEntry.__dataclass_fields__)))
+        raise SpecError(f"engines.{file}: missing or unknown keys: {odd}")
     if file not in files:
         raise SpecError(f"engines: {file} is not listed in files")
     for key, allowed in (("backend", BACKENDS), ("precision", PRECISIONS), ("verified", VERIFIED)):

@@ -21,6 +21,7 @@ from runtime.manifest import BACKENDS, EngineEntry, Manifest
 logger = logging.getLogger("dgsnet.selection")
 
 DEVICES = ("cuda", "cpu")
+_FAILED = "it failed its verification when it was built"
 CHOICES = ("auto", *BACKENDS, *(f"onnxruntime:{device}" for device in DEVICES))
 
 # Module that must import, and the distributions that may have brought it.
@@ -108,7 +109,9 @@ def select_engine(
     if not rejected:
         raise UsageError(f"engine {engine!r} is not one of backend {backend!r}; drop one of the two")
     reasons = "; ".join(f"{r.candidate}: {r.reason}" for r in rejected)
-    raise MissingDependencyError(f"backend {backend!r} cannot run here: {reasons}; choose another --backend")
+    asked = f"backend {backend!r}" if engine is None else f"engine {engine!r}"
+    flag = "--backend" if engine is None else "--engine"
+    raise MissingDependencyError(f"{asked} cannot run here: {reasons}; choose another {flag}")
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,8 @@ def _preference(entry: EngineEntry, batch: int | None) -> tuple[bool, int, list[
 
 
 def _onnxruntime_reason(entry: EngineEntry, device: str) -> str | None:
+    if entry.verified == "failed":
+        return _FAILED
     if device not in entry.targets:
         return f"the bundle lists it for {', '.join(entry.targets)} only"
     if entry.precision != "fp32":
@@ -168,6 +173,8 @@ def _onnxruntime_reason(entry: EngineEntry, device: str) -> str | None:
 
 def _tensorrt_reason(entry: EngineEntry) -> str:
     modules, distributions = _TENSORRT[entry.backend]
+    if entry.verified == "failed":
+        return _FAILED
     if all(importlib.util.find_spec(module) is None for module in modules):
         return f"{modules[0]} is not installed"
     device = cuda_device()

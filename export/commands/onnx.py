@@ -6,14 +6,15 @@ from pathlib import Path
 
 import click
 
-from runtime.console import verbosity_option
+from runtime.console import print_json, verbosity_option
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="ONNX file to write")
+@click.option("--json", "as_json", is_flag=True, help="JSON on standard output")
 @verbosity_option
-def onnx(run: Path, output: Path) -> None:
+def onnx(run: Path, output: Path, as_json: bool) -> None:
     """Writes the FP32 ONNX graph of RUN, adapters merged, and checks its structure."""
     import os
     import tempfile
@@ -34,4 +35,7 @@ def onnx(run: Path, output: Path) -> None:
         if data_path(staged).exists():
             os.replace(data_path(staged), data_path(output))
         os.replace(staged, output)
+    if as_json:
+        print_json({"schema": 1, "file": str(output), "embed_dim": embed_dim})
+        return
     click.echo(f"{output}: embedding {embed_dim}, structure checked; numbers are checked by build-engine")

@@ -14,13 +14,11 @@ from export.checkpoint import CheckpointSource
 from export.parity.batches import run_in_batches
 from export.parity.compare import HopReport, Limits, compare_logits
 from runtime.console import Progress
-from runtime.decode import decode_image
 from runtime.detector import Detector
-from runtime.errors import CheckpointError, DataError, ImageError
+from runtime.errors import CheckpointError, DataError
 from runtime.golden import read_golden
 from runtime.manifest import Manifest
-from runtime.patches import select_patches
-from runtime.scan import SUFFIXES
+from runtime.pictures import mosaic_from_file, picture_files
 
 _CHUNK = 32
 
@@ -113,7 +111,7 @@ def file_parity(detector: Detector, checkpoint: CheckpointSource, data: Path, *,
     Raises:
         DataError: no picture, or one that cannot be read.
     """
-    paths = sorted(p for p in data.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    paths = picture_files(data)
     if not paths:
         raise DataError(f"{data}: found no pictures below it, expected a folder of pictures")
     reference: list[NDArray[np.float32]] = []
@@ -128,7 +126,8 @@ def file_parity(detector: Detector, checkpoint: CheckpointSource, data: Path, *,
             progress.advance(len(chunk))
     with Progress("PyTorch from files", len(paths)) as progress:
         for chunk in _chunks(paths):
-            reference.append(checkpoint.reference(np.stack([_mosaic(path) for path in chunk]))[0])
+            # The runtime has judged every one of these files, so each of them can be read.
+            reference.append(checkpoint.reference(np.stack([mosaic_from_file(path) for path in chunk]))[0])
             progress.advance(len(chunk))
     return compare_logits(
         f"{checkpoint.reference_name} -> {detector.backend.name}, from file bytes",
@@ -138,13 +137,6 @@ def file_parity(detector: Detector, checkpoint: CheckpointSource, data: Path, *,
         decision=detector.bundle.manifest.decision,
         limits=limits,
     )
-
-
-def _mosaic(path: Path) -> NDArray[np.uint8]:
-    try:
-        return select_patches(decode_image(path))
-    except ImageError as err:
-        raise DataError(f"{path}: {err}") from err
 
 
 def _chunks(paths: list[Path]) -> Iterator[list[Path]]:

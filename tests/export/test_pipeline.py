@@ -271,6 +271,30 @@ def test_build_engine__takes_a_contract_onnx(bundle: Path, tmp_path: Path) -> No
     assert (tmp_path / "b" / "model.onnx").read_bytes() == (bundle / "model.onnx").read_bytes()
 
 
+def test_build_engine__refuses_an_fp16_graph_as_the_reference(bundle: Path, tmp_path: Path) -> None:
+    done = command("export", "build-engine", bundle / "model_fp16.onnx", "-o", tmp_path / "b", "-q")
+    assert done.returncode == 2
+    assert "expected an FP32 graph" in done.stderr
+
+
+def test_build_engine__names_the_golden_picture_that_it_cannot_take(
+    run_folder: Path, data_set: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(data_set / "train", tmp_path / "golden")
+    bad = tmp_path / "golden" / "bad.png"
+    bad.write_bytes(b"not a picture")
+    done = command("export", "build-engine", run_folder, "-o", tmp_path / "b", "-q", "--golden", bad.parent)
+    assert done.returncode == 2
+    assert "bad.png" in done.stderr
+    bad.unlink()
+    done = command("export", "build-engine", run_folder, "-o", tmp_path / "b", "--golden", bad.parent)
+    assert done.returncode == 0, done.stderr
+    assert "24 pictures of golden will be inside the bundle" in done.stderr
+    assert "not calibrated" in done.stderr
+    with np.load(tmp_path / "b" / "golden.npz", allow_pickle=False) as golden:
+        assert len(golden["images"]) == 24
+
+
 def test_build_engine__is_reproducible_up_to_the_engine(
     bundle: Path, run_folder: Path, tmp_path: Path
 ) -> None:

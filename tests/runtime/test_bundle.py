@@ -256,3 +256,28 @@ def test_open_bundle__looks_again_when_an_engine_is_added_meanwhile(
     with open_bundle(bundle) as opened:
         assert opened.manifest.raw["provenance"]["note"] == "changed"
     assert len(looks) == 2
+
+
+def test_open_bundle__refuses_links_among_the_reports(bundle: Path) -> None:
+    (bundle / "parity").mkdir(exist_ok=True)
+    (bundle / "parity" / "report.html").symlink_to("/etc/hostname")
+    refused(bundle, "link or special file")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m["golden"].update(more=1), "golden: found keys"),
+        (lambda m: m["engines"][0].update(more=1), "unknown keys: more"),
+        (lambda m: m["engines"].append(m["engines"][0]), "listed twice"),
+        (lambda m: m.update(backbone=None), "backbone: expected an object"),
+        (lambda m: m.update(provenance=[]), "provenance: found list"),
+        (lambda m: m["decision"].update(temperature=1e308), "0.001 to 1000"),
+    ],
+    ids=["golden", "engine", "twice", "backbone", "provenance", "temperature"],
+)
+def test_open_bundle__refuses_loose_manifests_and_names_the_bundle(
+    bundle: Path, change: Callable[[dict], object], message: str
+) -> None:
+    edit(bundle, change)
+    refused(bundle, f"{bundle.name}/manifest.json: .*{message}")

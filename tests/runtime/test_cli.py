@@ -158,3 +158,21 @@ def test_import_runtime__is_lazy_and_complete() -> None:
     assert set(runtime.__all__) <= set(dir(runtime))
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = runtime.nonsense
+
+
+def test_predict__a_closed_pipe_is_no_failed_gate(bundle: Path, pictures: list[Path], tmp_path: Path) -> None:
+    names = tmp_path / "names"
+    names.write_text("".join(f"{pictures[0]}\n" for _ in range(3000)))
+    command = (
+        f"{sys.executable} -m runtime predict -q {bundle} - < {names} | head -n 2; exit ${{PIPESTATUS[0]}}"
+    )
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0
+    assert done.stderr == b""
+    assert len(done.stdout.splitlines()) == 2
+
+
+def test_predict__a_usage_error_of_click_still_exits_with_2(bundle: Path) -> None:
+    for words in (("predict", bundle), ("predict", bundle, "--no-such-flag", "x"), ("nothing",)):
+        assert run(*words).returncode == 2
+    assert run("--help").returncode == 0

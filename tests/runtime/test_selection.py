@@ -183,3 +183,23 @@ def test_select_engine__warns_of_two_onnxruntimes(
 def test_cuda_device__answers_without_raising() -> None:
     device = cuda_device()
     assert device is None or device.target.startswith("sm_")
+
+
+def test_select_engine__takes_none_that_failed_its_verification(
+    write_tiny_bundle: Callable[..., Path],
+    engine_entry: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    machine: Any,
+) -> None:
+    machine()
+    entry = engine_entry("model.onnx", "onnxruntime") | {"verified": "failed"}
+    folder = write_tiny_bundle(tmp_path / "failed", engines=[entry])
+    manifest = parse_manifest((folder / "manifest.json").read_bytes())
+    with pytest.raises(MissingDependencyError, match="failed its verification"):
+        select_engine(manifest)
+
+
+def test_select_engine__names_the_flag_that_was_given(manifest: Manifest, machine: Any) -> None:
+    machine()
+    with pytest.raises(MissingDependencyError, match=r"engine 'rtx' cannot run here: .*another --engine"):
+        select_engine(manifest, engine="rtx")
