@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="one JSON object")
 @verbosity_option
 def info(bundle: str, as_json: bool) -> None:
-    """Show what a bundle holds and what of it would run here. Hashes are not checked; selftest does that."""
+    """Show what a bundle holds and what of it would run here. Hashes are not checked: predict does that."""
     from runtime.bundle import open_bundle
 
     with open_bundle(bundle, verify="off") as opened:

@@ -1,4 +1,4 @@
-"""``selftest``: every golden image, at every batch size that matters, with all hashes checked."""
+"""``selftest``: every golden image, at every batch size that matters."""
 
 from __future__ import annotations
 
