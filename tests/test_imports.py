@@ -26,6 +26,7 @@ COMMANDS = {
     "train": ("", "demo-data", "fit", "evaluate", "calibrate"),
     "export": ("", "build-engine", "onnx", "parity", "verify"),
     "runtime": ("", "predict", "info", "selftest"),
+    "kernels": ("", "bench", "report"),
 }
 
 

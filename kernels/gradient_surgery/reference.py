@@ -10,42 +10,68 @@ import torch
 from torch import Tensor
 
 
-def unit_harm(g_text: Tensor, *, harm: str, eps: float) -> Tensor:
+def unit_harm(g_text: Tensor, *, full: bool, eps: float | Tensor) -> Tensor:
     """Returns the harmful direction h, one row per sample.
 
-    h = relu(g_text) / (|relu(g_text)| + eps) for harm="positive", g_text / (|g_text| + eps) for "full".
+    h = relu(g_text) / (|relu(g_text)| + eps), or g_text / (|g_text| + eps) if ``full``.
     A row of norm 0 gives h = 0, also with eps = 0.
 
     Args:
         g_text: gradient of the text loss at the text feature, float32 or float64 ``[B, D]``.
-        harm: "positive" or "full".
-        eps: added to the norm; 0 means the exact unit direction.
+        full: keep the negative part too.
+        eps: added to the norm, a number or ``[B, 1]``; 0 means the exact unit direction.
     """
-    kept = g_text.clamp(min=0) if harm == "positive" else g_text
-    norm = torch.linalg.vector_norm(kept, dim=1, keepdim=True)
-    length = norm + eps
-    return kept / torch.where(length == 0, torch.ones_like(length), length)
+    kept = g_text if full else g_text.clamp(min=0)
+    # The squares of a confident head's 1e-30 are 0 in float32.
+    norm = torch.linalg.vector_norm(kept, dim=1, keepdim=True, dtype=torch.float64)
+    length = (norm + eps).to(kept.dtype)
+    return kept / torch.where(length == 0, 1, length)
+
+
+def operate(
+    g: Tensor, h: Tensor, help_term: Tensor, poison: Tensor, *, paper: bool, stats: Tensor | None
+) -> Tensor:
+    """Adds the help term and projects off h, in the named order.
+
+    released: G = g + help, then G - <G, h> h.
+    paper:    G = g - <g, h> h, then G + help.
+
+    Args:
+        g: gradient that arrives at the student feature, float32 or float64 ``[B, D]``.
+        h: harmful direction, ``[B, D]``.
+        help_term: align * min(g_image, 0), ``[B, D]``.
+        poison: 0, and NaN where an input of the row is not finite, ``[B, 1]``: clipping would hide it.
+        paper: the paper's order.
+        stats: float32 ``[B, 3]``, receives |G|^2, <G, h> and |help|^2 with G as it is before the projection.
+    """
+    operand = g if paper else g + help_term
+    share = (operand * h).sum(dim=1, keepdim=True) + poison
+    result = operand - share * h
+    if stats is not None:
+        stats[:, 0] = operand.square().sum(dim=1)
+        stats[:, 1] = share[:, 0]
+        stats[:, 2] = help_term.square().sum(dim=1)
+    return result + help_term if paper else result
 
 
 def surgery_reference(
-    grad: Tensor, g_text: Tensor, g_image: Tensor, *, align: float, order: str, harm: str, eps: float
+    grad: Tensor,
+    g_text: Tensor,
+    g_image: Tensor,
+    *,
+    align: float,
+    eps: float,
+    paper: bool = False,
+    full: bool = False,
+    stats: Tensor | None = None,
 ) -> Tensor:
-    """Returns the operated gradient, ``[B, D]`` in grad's dtype, contiguous.
-
-    released: G = grad + align * min(g_image, 0), then G - <G, h> h.
-    paper:    G = grad - <grad, h> h, then G + align * min(g_image, 0).
-    """
+    """Returns the operated gradient, ``[B, D]`` in grad's dtype, contiguous."""
     compute = torch.float64 if grad.dtype == torch.float64 else torch.float32
-    g = grad.to(compute)
-    h = unit_harm(g_text.to(compute), harm=harm, eps=eps)
-    help_term = align * g_image.to(compute).clamp(max=0)
-    if order == "released":
-        g = g + help_term
-        g = g - (g * h).sum(dim=1, keepdim=True) * h
-    else:
-        g = g - (g * h).sum(dim=1, keepdim=True) * h
-        g = g + help_term
-    return g.to(grad.dtype).contiguous()
+    g, g_text, g_image = (tensor.to(compute) for tensor in (grad, g_text, g_image))
+    h = unit_harm(g_text, full=full, eps=eps)
+    help_term = align * g_image.clamp(max=0)
+    poison = (0 * g_text + 0 * g_image).sum(dim=1, keepdim=True)
+    return operate(g, h, help_term, poison, paper=paper, stats=stats).to(grad.dtype).contiguous()
 
 
 def surgery_affine_reference(
@@ -56,12 +82,18 @@ def surgery_affine_reference(
     r_image: Tensor,
     *,
     align: float,
-    order: str,
-    harm: str,
     eps: float,
+    paper: bool = False,
+    full: bool = False,
+    stats: Tensor | None = None,
 ) -> Tensor:
     """The same for affine one-logit heads, where g_text[b] = r_text[b] w_text and g_image likewise."""
     compute = torch.float64 if grad.dtype == torch.float64 else torch.float32
-    g_text = r_text.to(compute)[:, None] * w_text.to(compute)[None, :]
-    g_image = r_image.to(compute)[:, None] * w_image.to(compute)[None, :]
-    return surgery_reference(grad, g_text, g_image, align=align, order=order, harm=harm, eps=eps)
+    g, w_text, w_image = (tensor.to(compute) for tensor in (grad, w_text, w_image))
+    r_text, r_image = (tensor.to(compute)[:, None] for tensor in (r_text, r_image))
+    # Direction of sign(r) w, with eps / |r| for eps: dividing both by |r| keeps the digits of a tiny r.
+    fade = eps / r_text.abs() if eps else 0.0
+    h = unit_harm(r_text.sign() * w_text, full=full, eps=fade)
+    help_term = align * (r_image * w_image).clamp(max=0)
+    poison = 0 * r_text + 0 * r_image
+    return operate(g, h, help_term, poison, paper=paper, stats=stats).to(grad.dtype).contiguous()

@@ -95,12 +95,14 @@ def test_surgery__no_harm_leaves_the_gradient_alone() -> None:
     assert torch.equal(surgery(grad, -torch.ones_like(grad), zero, align=1.0, eps=0.0), grad)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
+@pytest.mark.parametrize("order", ["released", "paper"])
 @pytest.mark.parametrize("where", ["grad", "g_text", "g_image"])
-def test_surgery__a_non_finite_row_stays_in_its_row(where: str) -> None:
+def test_surgery__a_non_finite_row_stays_in_its_row(where: str, order: str, value: float) -> None:
     tensors = {name: torch.randn(3, 8) for name in ("grad", "g_text", "g_image")}
-    clean = surgery(**tensors, align=0.1)
-    tensors[where][1, 2] = float("nan")
-    got = surgery(**tensors, align=0.1)
+    clean = surgery(**tensors, align=0.1, order=order)
+    tensors[where][1, 2] = value
+    got = surgery(**tensors, align=0.1, order=order)
     assert torch.equal(got[[0, 2]], clean[[0, 2]])
     assert not got[1].isfinite().any()
 
@@ -135,3 +137,66 @@ def test_kernels__stays_below_the_version_that_transformers_probes_for() -> None
     import kernels
 
     assert tuple(int(part) for part in kernels.__version__.split(".")) < (0, 2, 0)
+
+
+@pytest.mark.parametrize("harm", ["positive", "full"])
+@pytest.mark.parametrize("order", ["released", "paper"])
+@pytest.mark.parametrize("seed", range(5))
+def test_surgery__agrees_with_autograd_on_random_heads(seed: int, order: str, harm: str) -> None:
+    """Two losses, autograd in float64, and the projection written as a matrix."""
+    torch.manual_seed(seed)
+    rows, width = int(torch.randint(1, 40, ())), int(torch.randint(2, 900, ()))
+    target = torch.randint(0, 2, (rows,)).double()
+    align, eps = float(torch.rand(())), (0.0, 1e-6, 1e-2)[seed % 3]
+    grad = torch.randn(rows, width).double()
+    gradients, weights, residuals = [], [], []
+    for _ in range(2):
+        feature = torch.randn(rows, width).double().requires_grad_()
+        weight, bias = torch.randn(width).double() / width**0.5, torch.randn(()).double()
+        logit = feature @ weight + bias
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logit, target)
+        gradients.append(torch.autograd.grad(loss, feature)[0])
+        weights.append(weight)
+        residuals.append(((torch.sigmoid(logit) - target) / rows).detach())
+    g_text, g_image = gradients
+    want = []
+    for g, text, image in zip(grad, g_text, g_image, strict=True):
+        kept = torch.where(text > 0, text, 0.0) if harm == "positive" else text
+        h = kept / (kept.norm() + eps)
+        projector = torch.eye(width, dtype=torch.float64) - torch.outer(h, h)
+        added = align * torch.where(image < 0, image, 0.0)
+        want.append(projector @ (g + added) if order == "released" else projector @ g + added)
+    options = {"align": align, "order": order, "harm": harm, "eps": eps}
+    general = surgery(grad, g_text, g_image, **options)
+    affine = surgery_affine(grad, weights[0], residuals[0], weights[1], residuals[1], **options)
+    assert relative_error(general, torch.stack(want)) < 1e-10
+    assert relative_error(affine, torch.stack(want)) < 1e-10
+
+
+@pytest.mark.parametrize("residual", [1e-12, 1e-25, 1e-37])
+def test_surgery__keeps_the_exact_direction_of_a_confident_head(residual: float) -> None:
+    """With eps = 0 it is the unit direction, also where the squares of the gradient are 0 in float32."""
+    torch.manual_seed(0)
+    grad, weight = torch.randn(3, 64), torch.randn(64)
+    r_text = torch.tensor([residual, -residual, 0.0])
+    options = {"align": 0.0, "eps": 0.0}
+    want = surgery_affine(grad.double(), weight.double(), r_text.sign().double(), weight, r_text, **options)
+    affine = surgery_affine(grad, weight, r_text, weight, r_text, **options)
+    assert relative_error(affine, want) < 1e-6
+    if residual > 1e-30:
+        # Below that the product is a subnormal number and has lost its digits before the call.
+        general = surgery(grad, r_text[:, None] * weight, torch.zeros(3, 64), **options)
+        assert relative_error(general, want) < 1e-6
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
+@pytest.mark.parametrize("order", ["released", "paper"])
+@pytest.mark.parametrize("which", [0, 2, 4])
+def test_surgery_affine__a_non_finite_value_spoils_its_row_only(which: int, order: str, value: float) -> None:
+    torch.manual_seed(1)
+    inputs = [torch.randn(3, 8), torch.randn(8), torch.randn(3), torch.randn(8), torch.randn(3)]
+    clean = surgery_affine(*inputs, align=0.1, order=order)
+    inputs[which][(1, 2) if which == 0 else 1] = value
+    got = surgery_affine(*inputs, align=0.1, order=order)
+    assert not got[1].isfinite().any()
+    assert torch.equal(got[[0, 2]], clean[[0, 2]])
