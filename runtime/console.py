@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import click
 
-from runtime.errors import EXIT_BAD_INPUT, DgsNetError
+from runtime.errors import EXIT_BAD_INPUT, EXIT_ENVIRONMENT, DgsNetError
 
 logger = logging.getLogger("dgsnet")
 
@@ -54,6 +54,12 @@ def run_cli(command: click.Command, program: str) -> NoReturn:
         # The reader went away (``| head``): nothing is left to say, and nothing went wrong here.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except ImportError as err:
+        if debug:
+            raise
+        room = program.split()[-1]
+        click.echo(f'error: {err}; this command needs pip install "dgsnet[{room}]"', err=True)
+        sys.exit(EXIT_ENVIRONMENT)
     except OSError as err:
         if debug:
             raise

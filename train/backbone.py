@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import logging
+import pickle
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runtime.errors import DataError, MissingDependencyError, UsageError
+from runtime.errors import CheckpointError, DataError, MissingDependencyError, UsageError
+from runtime.names import printable_name
 from runtime.spec import MOSAIC_SIDE
 from train.patch_filters import band_pass_filters
 
+logger = logging.getLogger("dgsnet")
+
 CONFIG_FOLDER = Path(__file__).parent / "backbones"
+# What torch, open_clip and the readers of weight files raise for files that are no weights of the model.
+_UNREADABLE = (
+    RuntimeError, OSError, EOFError, UserWarning, pickle.UnpicklingError,
+    AttributeError, KeyError, StopIteration, TypeError, ValueError,
+)  # fmt: skip
 # Initialisations instead of weights: open_clip's own, and the same with a patch embedding that passes
 # every band of frequencies (see train/patch_filters.py).
 RANDOM, RANDOM_BANDPASS = "random", "random-bandpass"
@@ -40,6 +50,21 @@ class BackboneInfo:
     embed_dim: int
     sha256: str
 
+    @classmethod
+    def from_json(cls, content: object) -> BackboneInfo:
+        """Reads what a checkpoint stores of a backbone.
+
+        Raises:
+            CheckpointError: a key is missing or unknown, or a value is of another type.
+        """
+        types = {"name": str, "pretrained": str, "quick_gelu": bool, "embed_dim": int, "sha256": str}
+        if not isinstance(content, dict) or set(content) != set(types):
+            raise CheckpointError(f"backbone: found {content!r}, expected an object of {', '.join(types)}")
+        for key, kind in types.items():
+            if type(content[key]) is not kind:
+                raise CheckpointError(f"backbone.{key}: found {content[key]!r}, expected {kind.__name__}")
+        return cls(**content)
+
     @property
     def is_on_hub(self) -> bool:
         """Whether the weights can be had again by name, so that a checkpoint need not hold them."""
@@ -55,7 +80,7 @@ def load_clip(name: str, pretrained: str, *, seed: int) -> tuple[Any, BackboneIn
         seed: of the random initialisation.
 
     Raises:
-        UsageError: an unknown name or tag, or a tower that mosaics do not fit.
+        UsageError: an unknown name or tag, or a tower that ``check_tower`` refuses.
         DataError: the weights cannot be fetched or read.
     """
     open_clip = _open_clip()
@@ -63,6 +88,8 @@ def load_clip(name: str, pretrained: str, *, seed: int) -> tuple[Any, BackboneIn
     if name not in known:
         near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.3))
         raise UsageError(f"backbone: {name!r} is unknown to open_clip; nearest: {near or 'none'}")
+    from safetensors import SafetensorError
+
     source = "" if pretrained in (RANDOM, RANDOM_BANDPASS) else pretrained
     quick_gelu, identity = _activation(open_clip, name, source)
     torch.manual_seed(seed)
@@ -71,14 +98,13 @@ def load_clip(name: str, pretrained: str, *, seed: int) -> tuple[Any, BackboneIn
             # open_clip only warns where a -quickgelu name meets weights of GELU; every verdict would be off.
             warnings.filterwarnings("error", message="QuickGELU mismatch")
             model = open_clip.create_model(name, pretrained=source or None, force_quick_gelu=quick_gelu)
-    except (RuntimeError, OSError, UserWarning) as err:
-        raise DataError(f"backbone {name} with {source or 'random weights'}: {_one_line(err)}") from err
+    except (*_UNREADABLE, SafetensorError) as err:
+        raise DataError(
+            f"backbone {name} with {printable_name(source) or 'random weights'}: cannot be read or fetched, "
+            f"expected weights of this model ({type(err).__name__}: {_one_line(err)})"
+        ) from err
     visual = model.visual
-    if tuple(getattr(visual, "image_size", ())) != (MOSAIC_SIDE, MOSAIC_SIDE):
-        raise UsageError(
-            f"backbone {name}: takes {getattr(visual, 'image_size', '?')} pixels, expected a mosaic of "
-            f"{MOSAIC_SIDE} x {MOSAIC_SIDE}"
-        )
+    check_tower(name, visual)
     if pretrained == RANDOM_BANDPASS:
         identity = RANDOM_BANDPASS
         with torch.no_grad():
@@ -86,6 +112,43 @@ def load_clip(name: str, pretrained: str, *, seed: int) -> tuple[Any, BackboneIn
             weight.copy_(band_pass_filters(weight.shape[0], weight.shape[-1], seed=seed))
     info = BackboneInfo(name, identity, quick_gelu, int(visual.output_dim), weights_sha256(visual))
     return model.eval(), info
+
+
+def check_tower(name: str, visual: Any) -> None:
+    """Refuses a vision tower that adapters do not fit or that the export cannot express.
+
+    Raises:
+        UsageError: not one of open_clip's plain vision transformers with class-token pooling and a
+            projection, on 224 x 224 pixels.
+    """
+    from open_clip.transformer import QuickGELU, VisionTransformer
+
+    size = getattr(visual, "image_size", None)
+    sides = (size, size) if isinstance(size, int) else tuple(size or ())
+    if not isinstance(visual, VisionTransformer):
+        found = f"a {type(visual).__name__}"
+    elif sides != (MOSAIC_SIDE, MOSAIC_SIDE):
+        found = f"a tower for {' x '.join(str(side) for side in sides)} pixels"
+    elif visual.attn_pool is not None or visual.pool_type != "tok":
+        found = f"{'attentional' if visual.attn_pool is not None else visual.pool_type} pooling"
+    elif visual.output_tokens or visual.proj is None:
+        found = "token outputs" if visual.output_tokens else "no projection"
+    else:
+        odd = []
+        for block in visual.transformer.resblocks:
+            activation = block.mlp.gelu
+            approximate = getattr(activation, "approximate", "none")
+            if type(block.attn) is not nn.MultiheadAttention:
+                odd.append(f"attention of type {type(block.attn).__name__}")
+            elif type(activation) not in (nn.GELU, QuickGELU) or approximate != "none":
+                odd.append(f"an activation {activation}")
+        if not odd:
+            return
+        found = odd[0]
+    raise UsageError(
+        f"backbone {name}: found {found}, expected a plain vision transformer with class-token pooling for "
+        f"{MOSAIC_SIDE} x {MOSAIC_SIDE} pixels, such as ViT-B-32 or ViT-L-14"
+    )
 
 
 def tokenizer(name: str) -> Any:
@@ -120,7 +183,13 @@ def _activation(open_clip: Any, name: str, pretrained: str) -> tuple[bool, str]:
     if tag:
         return bool(tag.get("quick_gelu", False)), pretrained
     if Path(pretrained).is_file():
-        return by_name, f"file:{Path(pretrained).name}"
+        twin = f"{name}-quickgelu"
+        if not by_name and twin in open_clip.list_models():
+            logger.warning(
+                "%s: nothing in a weight file tells its activation; %s computes GELU, give --backbone %s "
+                "for weights of OpenAI's that need QuickGELU", printable_name(pretrained), name, twin,
+            )  # fmt: skip
+        return by_name, f"file:{printable_name(Path(pretrained).name)}"
     tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
     raise UsageError(f"pretrained: {pretrained!r} is neither a file nor a tag of {name}; tags: {tags}")
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from runtime.decision import Decision
-from runtime.errors import CheckpointError, SpecError
+from runtime.errors import CheckpointError, SpecError, UsageError
 from runtime.files import write_atomically
 from runtime.spec import CLASSES, Preprocessing
 from train.backbone import RANDOM, BackboneInfo, base_state, load_clip, weights_sha256
@@ -25,6 +25,7 @@ SCHEMA_VERSION = 1
 WEIGHTS_NAME = "checkpoint.safetensors"
 RECORD_NAME = "checkpoint.json"
 BASE_PREFIX = "base."
+DIGEST_KEY = "digest"
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,22 @@ def save_checkpoint(
         config: stored whole.
         backbone: its weights are stored too when no hub has them.
         data: fingerprint and counts of the training data.
+
+    Raises:
+        CheckpointError: a weight is not finite; nothing is written then.
     """
     from safetensors.torch import save
 
     tensors = lora_state(model.visual) | model.heads_state()
     if not backbone.is_on_hub:
         tensors |= {BASE_PREFIX + name: tensor for name, tensor in base_state(model.visual).items()}
+    _check_finite("trained weights", tensors)
     encoded = save({name: tensor.cpu().float().contiguous() for name, tensor in tensors.items()})
     record = {
         "schema": SCHEMA_VERSION,
         "config": config.to_json(),
         "backbone": dataclasses.asdict(backbone),
-        "lora": {"scale": config.lora.scale, "scaling": config.lora.scaling},
+        "lora": _lora_facts(config),
         "merged": False,
         "preprocessing": Preprocessing().to_json(),
         "decision": Decision().to_json(),
@@ -74,27 +79,45 @@ def save_checkpoint(
 
 
 def write_record(run: Path, record: dict[str, Any]) -> None:
-    """Writes RUN/checkpoint.json atomically."""
-    write_atomically(run / RECORD_NAME, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+    """Writes RUN/checkpoint.json atomically, with a fresh digest as its last key."""
+    body = {key: value for key, value in record.items() if key != DIGEST_KEY}
+    body[DIGEST_KEY] = record_digest(body)
+    write_atomically(run / RECORD_NAME, (json.dumps(body, indent=1, allow_nan=False) + "\n").encode())
+
+
+def record_digest(record: dict[str, Any]) -> str:
+    """Returns the SHA-256 (hex) of a record's canonical JSON, its own digest left out.
+
+    Canonical is what ``runtime.manifest.canonical_json`` writes, but in ASCII: a setting may hold the name of
+    a file that is not valid Unicode.
+    """
+    body = {key: value for key, value in record.items() if key != DIGEST_KEY}
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_record(run: Path) -> dict[str, Any]:
     """Returns the content of RUN/checkpoint.json.
 
     Raises:
-        CheckpointError: missing, not JSON, or of another schema.
+        CheckpointError: missing, not JSON, of another schema, or changed since it was written.
     """
     path = run / RECORD_NAME
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         schema = record["schema"]
-    except (OSError, ValueError, TypeError, KeyError) as err:
+        digest = record_digest(record) if schema == SCHEMA_VERSION else ""
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as err:
         raise CheckpointError(
             f"{path}: not a run's checkpoint ({err}); train one with dgsnet-train fit"
         ) from err
     if schema != SCHEMA_VERSION:
         raise CheckpointError(
             f"{path}: found schema {schema!r}, this version reads {SCHEMA_VERSION}; upgrade dgsnet"
+        )
+    if record.get(DIGEST_KEY) != digest:
+        raise CheckpointError(
+            f"{path}: changed or damaged since it was written (digest differs); restore it or train again"
         )
     return dict(record)
 
@@ -118,25 +141,51 @@ def load_checkpoint(run: Path) -> Checkpoint:
     found = hashlib.sha256(encoded).hexdigest()
     if found != record.get("weights_sha256"):
         raise CheckpointError(f"{path}: does not belong to its {RECORD_NAME} (SHA-256 differs); train again")
-    for name, tensor in state.items():
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(
-                f"{path}: tensor {name} holds NaN or Inf; train again with a lower optim.lr"
-            )
+    _check_finite(str(path), state)
+    config, backbone, decision = _described(run / RECORD_NAME, record)
+    try:
+        model = _rebuild(path, state, config, backbone)
+    except (UsageError, SpecError) as err:
+        raise CheckpointError(f"{run / RECORD_NAME}: the model cannot be built again ({err})") from err
+    return Checkpoint(model, config, backbone, decision, found, record)
+
+
+def _described(path: Path, record: dict[str, Any]) -> tuple[TrainConfig, BackboneInfo, Decision]:
     try:
         config = TrainConfig.from_json(record["config"])
-        backbone = BackboneInfo(**record["backbone"])
+        backbone = BackboneInfo.from_json(record["backbone"])
         decision = Decision.from_json(record["decision"])
         preprocessing = Preprocessing.from_json(record["preprocessing"])
-        merged = record["merged"]
-    except (KeyError, TypeError, SpecError) as err:
-        raise CheckpointError(f"{run / RECORD_NAME}: missing or malformed field ({err})") from err
+        merged, classes, lora = record["merged"], record["classes"], record["lora"]
+    except KeyError as err:
+        raise CheckpointError(f"{path}: field {err} is missing; train again") from err
+    except (UsageError, SpecError, CheckpointError) as err:
+        raise CheckpointError(f"{path}: missing or malformed field ({err})") from err
     if merged is not False or preprocessing != Preprocessing():
+        raise CheckpointError(f"{path}: merged weights or foreign preprocessing cannot be loaded")
+    if classes != list(CLASSES):
+        raise CheckpointError(f"{path}: classes: found {classes!r}, expected {list(CLASSES)}")
+    if lora != _lora_facts(config):
         raise CheckpointError(
-            f"{run / RECORD_NAME}: merged weights or foreign preprocessing cannot be loaded"
+            f"{path}: lora: found {lora!r}, but its config says {_lora_facts(config)}; restore the file"
         )
-    model = _rebuild(path, state, config, backbone)
-    return Checkpoint(model, config, backbone, decision, found, record)
+    if backbone.name != config.backbone:
+        raise CheckpointError(
+            f"{path}: backbone.name: found {backbone.name!r}, but its config says {config.backbone!r}"
+        )
+    return config, backbone, decision
+
+
+def _lora_facts(config: TrainConfig) -> dict[str, Any]:
+    return {"scale": config.lora.scale, "scaling": config.lora.scaling}
+
+
+def _check_finite(place: str, tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"{place}: tensor {name} holds NaN or Inf; train again with a lower optim.lr"
+            )
 
 
 def _rebuild(path: Path, state: dict[str, Tensor], config: TrainConfig, backbone: BackboneInfo) -> DgsNet:

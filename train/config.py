@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,18 +139,25 @@ class TrainConfig:
         if not self.lora.targets or not set(self.lora.targets) <= {"q", "k", "v"}:
             raise UsageError(f"lora.targets: found {list(self.lora.targets)}, expected some of q, k, v")
         for name, value, low, high in (
+            ("seed", self.seed, 0, 2**63 - 1),
+            ("surgery.align", self.surgery.align, 0, 10**6),
             ("surgery.eps", self.surgery.eps, 0, 1),
             ("surgery.eps_batch", self.surgery.eps_batch, 0, 2**31),
             ("lora.r", self.lora.r, 1, 4096),
+            ("lora.alpha", self.lora.alpha, 1e-6, 10**6),
             ("lora.dropout", self.lora.dropout, 0, 0.999),
             ("data.batch", self.data.batch, 1, 2**20),
             ("data.workers", self.data.workers, 0, 1024),
+            ("data.cache_gib", self.data.cache_gib, 0, 2**20),
             ("optim.lr", self.optim.lr, 1e-12, 10),
+            ("optim.beta1", self.optim.beta1, 0, 0.999999),
+            ("optim.beta2", self.optim.beta2, 0, 0.99999999),
+            ("optim.weight_decay", self.optim.weight_decay, 0, 1000),
             ("schedule.stage1_epochs", self.schedule.stage1_epochs, 1, 10**6),
             ("schedule.stage2_epochs", self.schedule.stage2_epochs, 1, 10**6),
             ("schedule.stage2_steps", self.schedule.stage2_steps, 0, 10**9),
         ):
-            if not low <= value <= high:
+            if not low <= value <= high:  # refuses NaN, which compares false with everything
                 raise UsageError(f"{name}: found {value}, expected {low} to {high}")
 
     def to_json(self) -> dict[str, Any]:
@@ -159,14 +167,23 @@ class TrainConfig:
         return content
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> TrainConfig:
-        """Reads the nested form of a checkpoint or a TOML file; keys left out keep their default.
+    def from_json(cls, content: object) -> TrainConfig:
+        """Reads the nested form of a checkpoint, in which every key is present.
 
         Raises:
-            UsageError: an unknown key, a wrong type or a value out of range.
+            UsageError: a missing or unknown key, a wrong type or a value out of range.
         """
         config = cls()
-        for key, value in _flat(content):
+        given = _flat(content) if isinstance(content, dict) else []
+        missing = sorted({key for key, _ in _flat(config.to_json())} - {key for key, _ in given})
+        if missing:
+            raise UsageError(f"settings: {', '.join(missing)} missing, expected every key")
+        return config.with_values(given)
+
+    def with_values(self, pairs: Iterable[tuple[str, object]]) -> TrainConfig:
+        """Returns a copy with several dotted keys changed; see ``with_value``."""
+        config = self
+        for key, value in pairs:
             config = config.with_value(key, value)
         return config
 
@@ -187,10 +204,10 @@ class TrainConfig:
 
 
 def config_from_toml(path: Path) -> TrainConfig:
-    """Reads a TOML file of settings.
+    """Reads a TOML file of settings; keys left out keep their default.
 
     Raises:
-        UsageError: the file cannot be read, or holds what ``TrainConfig.from_json`` refuses.
+        UsageError: the file cannot be read, or holds what ``TrainConfig.with_value`` refuses.
     """
     if sys.version_info >= (3, 11):
         import tomllib
@@ -200,7 +217,7 @@ def config_from_toml(path: Path) -> TrainConfig:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
         raise UsageError(f"{path}: cannot be read as TOML ({err})") from err
-    return TrainConfig.from_json(content)
+    return TrainConfig().with_values(_flat(content))
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -235,7 +252,10 @@ def _typed(key: str, default: object, value: object) -> object:
                 raise ValueError
             return float(value)
         if isinstance(default, tuple):
-            return tuple(value.split(",")) if isinstance(value, str) else tuple(value)  # type: ignore[arg-type]
+            parts = value.split(",") if isinstance(value, str) else value
+            if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
+                raise ValueError
+            return tuple(parts)
     except (KeyError, ValueError, TypeError, OverflowError) as err:
         wanted = type(default).__name__
         raise UsageError(f"setting {key}: found {value!r}, expected {wanted} such as {default!r}") from err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,25 +12,36 @@ from runtime.errors import DataError
 from train.checkpoint import load_checkpoint
 from train.data.layout import find_samples
 from train.data.mosaics import MosaicSet
+from train.device import require_device
 from train.metrics import GeneratorScore, generator_score
 from train.scores import score_mosaics
 
 
-def evaluate_run(run: Path, data: Path, *, sources: Path | None, device: str) -> list[GeneratorScore]:
-    """Returns one row per generator folder of ``data``, sorted by name.
+def evaluate_run(
+    run: Path, data: Path, *, sources: Path | None, device: str, threshold: float | None = None
+) -> tuple[list[GeneratorScore], float]:
+    """Returns one row per generator folder of ``data``, sorted by name, and the threshold they hold at.
 
     Args:
         run: a run's folder.
         data: ``<generator>/{0_real,1_fake}/``.
         sources: JSON map from a picture's path (below the folder that holds the map) to an object whose
-            ``source`` names what it was made from; intervals resample whole sources.
+            ``source`` names what it was made from; intervals resample sources, and pictures inside them.
         device: "cpu" or a CUDA device.
+        threshold: probability to use instead of the run's own; the temperature stays the run's.
 
     Raises:
+        UsageError: the device is unknown.
+        MissingDependencyError: the device is absent.
+        SpecError: the threshold is not in (0, 1).
         CheckpointError: RUN cannot be loaded.
         DataError: the data set or the map of sources is incomplete.
     """
+    require_device(device)
     checkpoint = load_checkpoint(run)
+    decision = checkpoint.decision
+    if threshold is not None:
+        decision = dataclasses.replace(decision, threshold=threshold)
     samples = find_samples(data)
     groups = _source_of_each(sources, [sample.path for sample in samples]) if sources else None
     mosaics = MosaicSet(
@@ -46,11 +58,11 @@ def evaluate_run(run: Path, data: Path, *, sources: Path | None, device: str) ->
                 name,
                 labels[chosen],
                 logits[chosen],
-                checkpoint.decision,
+                decision,
                 None if groups is None else [groups[k] for k in chosen],
             )
         )
-    return rows
+    return rows, decision.threshold
 
 
 def mean_row(rows: list[GeneratorScore]) -> dict[str, float]:

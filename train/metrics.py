@@ -26,7 +26,7 @@ class GeneratorScore:
         real_accuracy: share of real pictures called real.
         fake_accuracy: share of generated pictures called generated.
         ap: average precision, generated is positive.
-        ap_low: 2.5 % point of the bootstrap over groups; None without groups.
+        ap_low: 2.5 % point of the bootstrap over sources and their pictures; None without sources.
         ap_high: 97.5 % point.
     """
 
@@ -67,17 +67,18 @@ def generator_score(
         labels: 0 real, 1 generated, ``[N]``.
         logits: raw, ``[N]``.
         decision: threshold and temperature.
-        groups: what each picture was made from; intervals resample whole groups, since crops of one
-            photograph are not independent.
+        groups: what each picture was made from. The interval resamples sources, since crops of one
+            photograph are not independent, and then the pictures inside each source that was drawn.
         seed: of the bootstrap.
 
     Raises:
         DataError: one of the classes is missing.
+        SpecError: a logit is not finite.
     """
     real, fake = labels == 0, labels == 1
     if not real.any() or not fake.any():
         raise DataError(f"{name}: found one class only, expected pictures in both 0_real and 1_fake")
-    called_fake = logits >= decision.boundary_logit
+    called_fake = decision.is_generated(logits)
     low, high = (None, None) if groups is None else _bootstrap(labels, logits, groups, seed)
     return GeneratorScore(
         name=name,

@@ -18,6 +18,7 @@ from train.config import TrainConfig
 from train.data.captions import load_captions
 from train.data.layout import find_samples, fingerprint
 from train.data.mosaics import MosaicSet
+from train.device import require_device
 from train.lora import add_lora
 from train.metrics import average_precision
 from train.model import DgsNet
@@ -51,17 +52,22 @@ def fit_run(
         overwrite: replace the checkpoint and the logs that RUN holds.
 
     Raises:
-        UsageError: RUN holds a checkpoint already.
+        UsageError: RUN holds a checkpoint already, or the device or the backbone is unknown.
+        MissingDependencyError: the device is absent.
         DataError: the data set or its captions are incomplete.
+        GateFailedError: a loss or a trained weight is not finite.
     """
+    require_device(device)
     if (run / RECORD_NAME).exists() and not overwrite:
         raise UsageError(f"{run}: holds a checkpoint already; choose another folder or give --overwrite")
     samples = find_samples(data, "train")
     texts = load_captions(captions, samples)
     validation = find_samples(data, "val") if (data / "val").is_dir() else []
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError("device: found no CUDA GPU, expected one for --device cuda; use --device cpu")
-
+    counts = {
+        "train": len(samples),
+        "val": len(validation),
+        "fingerprint": fingerprint(samples),
+    }
     clip, backbone = load_clip(config.backbone, config.pretrained, seed=config.seed)
     activation = "QuickGELU" if backbone.quick_gelu else "GELU"
     logger.info("backbone %s, %s weights, %s", backbone.name, backbone.pretrained, activation)
@@ -72,7 +78,11 @@ def fit_run(
     add_lora(visual, config.lora)
     model = DgsNet(visual, backbone.embed_dim).to(device).eval()
 
+    # Whatever can fail because of the data fails here, before hours of training.
     train_set = MosaicSet(samples, config.data, seed=config.seed, title="reading train patches")
+    val_set = None
+    if validation:
+        val_set = MosaicSet(validation, config.data, seed=config.seed, title="reading val patches")
     run.mkdir(parents=True, exist_ok=True)
     logs = run / "logs"
     shutil.rmtree(logs, ignore_errors=True)
@@ -85,11 +95,8 @@ def fit_run(
         train_teacher_head(model, train_set, config, device, log)
         train_student(model, train_set, text_features, config, device, log)
 
+    save_checkpoint(run, model, config, backbone, counts)  # before validation, which may still fail
     val_ap = None
-    if validation:
-        val_set = MosaicSet(validation, config.data, seed=config.seed, title="reading val patches")
-        logits = score_mosaics(model, val_set, device)
-        val_ap = average_precision([s.label for s in validation], logits)
-    counts = {"train": len(samples), "val": len(validation), "fingerprint": fingerprint(samples)}
-    save_checkpoint(run, model.cpu(), config, backbone, counts)
+    if val_set is not None:
+        val_ap = average_precision([s.label for s in validation], score_mosaics(model, val_set, device))
     return RunSummary(len(samples), len(validation), val_ap)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce_with_logits
 
 from runtime.console import Progress
@@ -30,7 +30,7 @@ def train_teacher_head(model: DgsNet, data: MosaicSet, config: TrainConfig, devi
         log: receives one record per step.
 
     Raises:
-        GateFailedError: the loss is not finite.
+        GateFailedError: the loss or a trained weight is not finite.
     """
     optimiser = _adam(model.head_teacher.parameters(), config.optim)
     epochs = config.schedule.stage1_epochs
@@ -45,6 +45,7 @@ def train_teacher_head(model: DgsNet, data: MosaicSet, config: TrainConfig, devi
             value = _finite(loss, data, indices, "stage 1")
             log({"stage": 1, "step": step, "loss_teacher": value})
             progress.advance(note=f"loss {value:.3f}")
+    _check_trained(model, list(model.head_teacher.parameters()), "stage 1")
 
 
 def train_student(
@@ -63,10 +64,11 @@ def train_student(
         log: receives one record per step.
 
     Raises:
-        GateFailedError: the loss is not finite.
+        GateFailedError: the loss or a trained weight is not finite.
     """
     model.head_teacher.requires_grad_(False)
-    optimiser = _adam([p for p in model.parameters() if p.requires_grad], config.optim)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimiser = _adam(trained, config.optim)
     epochs, limit = config.schedule.stage2_epochs, config.schedule.stage2_steps
     total = epochs * data.steps()
     total = min(total, limit) if limit else total
@@ -83,6 +85,7 @@ def train_student(
             value = _finite(record["loss"], data, indices, "stage 2")
             log({"stage": 2, "step": step} | {k: float(v.detach()) for k, v in record.items()})
             progress.advance(note=f"loss {value:.3f}")
+    _check_trained(model, trained, "stage 2")
     model.eval()
 
 
@@ -137,6 +140,16 @@ def _adam(parameters: Any, config: OptimConfig) -> torch.optim.Adam:
 def _finite(loss: Tensor, data: MosaicSet, indices: Tensor, stage: str) -> float:
     value = float(loss.detach())
     if not torch.isfinite(loss):
-        names = ", ".join(data.samples[int(i)].key for i in indices[:4])
+        names = ", ".join(data.samples[int(i)].name for i in indices[:4])
         raise GateFailedError(f"{stage}: the loss is {value}; lower optim.lr. The batch holds {names}, ...")
     return value
+
+
+def _check_trained(model: DgsNet, trained: list[nn.Parameter], stage: str) -> None:
+    # Each loss is taken before its step, so the last step's outcome shows in the weights alone.
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for parameter in trained:
+        if not torch.isfinite(parameter).all():
+            raise GateFailedError(
+                f"{stage}: {names[id(parameter)]} holds NaN or Inf at its end; lower optim.lr"
+            )

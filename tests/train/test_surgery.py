@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
-from train.config import SurgeryConfig, TrainConfig
+from train.backbone import load_clip
+from train.config import LoraConfig, SurgeryConfig, TrainConfig
+from train.lora import add_lora, lora_state
 from train.model import DgsNet
 from train.stages import student_step
 from train.surgery import operate_on, residual
@@ -58,67 +60,104 @@ def test_residual__keeps_its_digits_for_a_confident_head() -> None:
     assert torch.allclose(got, want, rtol=1e-5, atol=0)
 
 
-class TinyTower(nn.Module):
-    """A stand-in for the vision tower with the attributes that the teacher needs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.transformer = nn.Module()
-        self.transformer.resblocks = nn.ModuleList()
-        self.pool = nn.AvgPool2d(56)
-        self.linear = nn.Linear(48, 10)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.linear(self.pool(pixels).flatten(1))
+@pytest.fixture(scope="module")
+def tower() -> nn.Module:
+    return load_clip("dgsnet-tiny-p32", "random", seed=1)[0].visual
 
 
+@pytest.fixture(scope="module")
+def moved(tower: nn.Module) -> DgsNet:
+    """The demo's tower with adapters away from zero and no dropout, so that a step can be computed again."""
+    visual = copy.deepcopy(tower)
+    torch.manual_seed(0)
+    add_lora(visual, LoraConfig(dropout=0.0))
+    for tensor in lora_state(visual).values():
+        tensor.add_(torch.randn_like(tensor) * 0.05)
+    return DgsNet(visual, 256).train()
+
+
+@pytest.mark.parametrize(
+    ("harm", "eps", "eps_batch"),
+    [("positive", 1e-6, 0), ("positive", 1e-2, 4096), ("full", 1e-2, 0), ("full", 0.0, 0)],
+)
 @pytest.mark.parametrize("order", ["released", "paper"])
 @pytest.mark.parametrize("reduction", ["released", "per-sample"])
-def test_student_step__equals_an_explicit_trainer(order: str, reduction: str) -> None:
-    torch.manual_seed(0)
-    model = DgsNet(TinyTower(), 10).double()
-    images = torch.randint(0, 256, (6, 224, 224, 3), dtype=torch.uint8)
-    text, target = torch.randn(6, 10).double(), torch.tensor([0.0, 1, 1, 0, 1, 0]).double()
-    model.float()
-    text, target = text.float(), target.float()
-    other = copy.deepcopy(model)
-    config = TrainConfig(surgery=SurgeryConfig(order=order, align_reduction=reduction))
-    student_step(model, images, text, target, config)["loss"].backward()
+def test_student_step__equals_an_explicit_trainer(
+    tower: nn.Module, moved: DgsNet, reduction: str, order: str, harm: str, eps: float, eps_batch: int
+) -> None:
+    draw = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (5, 224, 224, 3), dtype=torch.uint8, generator=draw)
+    text = torch.randn(5, 256, generator=draw) * 3
+    target = torch.tensor([0.0, 1, 1, 0, 1])
+    model = copy.deepcopy(moved)
+    surgery = SurgeryConfig(order=order, harm=harm, align_reduction=reduction, eps=eps, eps_batch=eps_batch)
+    student_step(model, images, text, target, TrainConfig(surgery=surgery))["loss"].backward()
 
-    # Autograd alone: every gradient that the method names is taken explicitly, then pushed through f.
-    feature = other.encode(images)
-    teacher = other.encode(images).detach().requires_grad_()
-    g_image = torch.autograd.grad(bce(other.head_teacher(teacher).squeeze(1), target), teacher)[0]
-    text_leaf = text.clone().requires_grad_()
-    g_text = torch.autograd.grad(bce(other.head_text(text_leaf).squeeze(1), target), text_leaf)[0]
-    task = torch.autograd.grad(bce(other.head_image(feature).squeeze(1), target), feature, retain_graph=True)[
-        0
-    ]
-    help_term = (0.2 / 6 if reduction == "released" else 0.2) * g_image.clamp(max=0)
-    positive = g_text.clamp(min=0)
-    h = positive / (positive.norm(dim=1, keepdim=True) + 1e-6)
+    # Autograd alone, in float64: every gradient that the method names is taken explicitly, then pushed
+    # through f. The teacher is the tower that never had adapters.
+    other, y = copy.deepcopy(moved).double(), target.double()
+    pixels = (images.permute(0, 3, 1, 2).double() / 255 - other.mean) / other.std
+    feature = other.visual(pixels)
+    teacher = copy.deepcopy(tower).double()(pixels).detach().requires_grad_()
+    g_image = torch.autograd.grad(bce(other.head_teacher(teacher).squeeze(1), y), teacher)[0]
+    text_leaf = text.double().requires_grad_()
+    text_loss = bce(other.head_text(text_leaf).squeeze(1), y, reduction="sum") / (eps_batch or 5)
+    g_text = torch.autograd.grad(text_loss, text_leaf)[0]
+    task_loss = bce(other.head_image(feature).squeeze(1), y)
+    task = torch.autograd.grad(task_loss, feature, retain_graph=True)[0]
+    help_term = (0.2 / 5 if reduction == "released" else 0.2) * g_image.clamp(max=0)
+    kept = g_text.clamp(min=0) if harm == "positive" else g_text
+    h = kept / (kept.norm(dim=1, keepdim=True) + eps)
 
     def project(g: Tensor) -> Tensor:
         return g - (g * h).sum(1, keepdim=True) * h
 
     total = project(task + help_term) if order == "released" else project(task) + help_term
+    for parameter in other.parameters():
+        parameter.grad = None
+    heads_loss = bce(other.head_image(feature.detach()).squeeze(1), y) + bce(
+        other.head_text(text.double()).squeeze(1), y
+    )
+    heads_loss.backward()
     feature.backward(total)
-    got, want = model.visual.linear.weight.grad, other.visual.linear.weight.grad
-    assert float((got - want).norm() / want.norm()) < 1e-5
-    assert model.head_teacher.weight.grad is None
+    wanted = {name: p.grad for name, p in other.named_parameters() if p.grad is not None}
+    got = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert set(got) == set(wanted)
+    assert len(got) == 4 * 3 * 2 + 4  # every adapter, two heads; neither the teacher's head nor the base
+    for name, gradient in wanted.items():
+        assert float((got[name] - gradient).norm() / gradient.norm()) < 1e-4, name
 
 
-def test_student_step__moves_the_feature_to_where_the_teacher_points() -> None:
+def test_encode_teacher__is_the_tower_without_adapters_or_dropout(tower: nn.Module, moved: DgsNet) -> None:
+    images = torch.randint(0, 256, (3, 224, 224, 3), dtype=torch.uint8)
+    model = copy.deepcopy(moved)
+    for block in model.visual.transformer.resblocks:
+        block.attn.dropout.p = 0.8
+    with torch.no_grad():
+        pixels = (images.permute(0, 3, 1, 2).float() / 255 - model.mean) / model.std
+        want = tower(pixels)
+        assert (model.train().encode_teacher(images) - want).abs().max() < 1e-5 * want.abs().max()
+        assert (model.encode(images) - want).abs().max() > 0.05 * want.abs().max()
+    assert not model.encode_teacher(images).requires_grad
+
+
+def test_student_step__moves_the_feature_to_where_the_teacher_points(moved: DgsNet) -> None:
     """Prior alignment lowers <f, min(g_image, 0)>: it raises f where the teacher gradient is negative."""
-    torch.manual_seed(1)
-    model = DgsNet(TinyTower(), 10)
+    model = copy.deepcopy(moved)
     images = torch.randint(0, 256, (4, 224, 224, 3), dtype=torch.uint8)
-    target = torch.tensor([1.0, 1, 1, 1])
     with torch.no_grad():
         model.head_image.weight.zero_()  # no task gradient at f: what arrives is the help alone
         model.head_text.weight.zero_()
-    student_step(model, images, torch.randn(4, 10), target, TrainConfig())["loss"].backward()
-    bias_gradient = model.visual.linear.bias.grad
+    features = []
+
+    def keep(_tower: nn.Module, _inputs: object, feature: Tensor) -> None:
+        if feature.requires_grad:
+            feature.retain_grad()  # the gradient after every hook
+            features.append(feature)
+
+    model.visual.register_forward_hook(keep)
+    student_step(model, images, torch.randn(4, 256), torch.ones(4), TrainConfig())["loss"].backward()
+    (gradient,) = (feature.grad.sum(0) for feature in features)
     raised = model.head_teacher.weight[0] > 0  # y = 1: g_image = -sigma(-z)/B w, negative where w > 0
-    assert (bias_gradient[raised] < 0).all()
-    assert (bias_gradient[~raised] == 0).all()
+    assert (gradient[raised] < 0).all()
+    assert (gradient[~raised] == 0).all()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import click
 
-from runtime.console import verbosity_option
+from runtime.console import print_json, verbosity_option
 from runtime.errors import UsageError
 
 
@@ -24,6 +25,7 @@ from runtime.errors import UsageError
 @click.option("--captions", type=click.Path(path_type=Path), help="JSON map; default DATA/captions.json")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda")
 @click.option("--overwrite", is_flag=True, help="replace the checkpoint that the folder holds")
+@click.option("--json", "as_json", is_flag=True, help="JSON on standard output")
 @verbosity_option
 def fit(
     data: Path,
@@ -37,6 +39,7 @@ def fit(
     captions: Path | None,
     device: str,
     overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Trains both stages of DGS-Net on DATA/train and writes a run.
 
@@ -59,6 +62,9 @@ def fit(
     summary = fit_run(
         data, run, config, captions=captions or data / CAPTIONS_NAME, device=device, overwrite=overwrite
     )
+    if as_json:
+        print_json({"schema": 1, "run": str(run), **dataclasses.asdict(summary)})
+        return
     validated = "no val split" if summary.val_ap is None else f"val AP {summary.val_ap:.3f}"
     click.echo(f"trained on {summary.train_samples} pictures, {validated}: {run}")
     click.echo(f"next: python -m export build-engine {run} -o BUNDLE", err=True)

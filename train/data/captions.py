@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from runtime.errors import DataError
+from runtime.names import printable_name
 from train.data.layout import Sample
 
 CAPTIONS_NAME = "captions.json"
@@ -26,6 +27,7 @@ def load_captions(path: Path, samples: list[Sample]) -> list[str]:
     missing = [sample.key for sample in samples if sample.key not in content]
     if missing:
         raise DataError(
-            f"{path}: captions are missing for {len(missing)} of {len(samples)} samples, first {missing[0]}"
+            f"{path}: captions are missing for {len(missing)} of {len(samples)} samples, "
+            f"first {printable_name(missing[0])}"
         )
     return [content[sample.key] for sample in samples]

@@ -27,7 +27,7 @@ from train.data.layout import Sample
 PATCH_BYTES = PATCH_COUNT * PATCH_SIDE * PATCH_SIDE * 3
 
 
-class MosaicSet(Dataset[tuple[Tensor, int]]):
+class MosaicSet(Dataset[tuple[Tensor, int] | DataError]):
     """The samples of one split as mosaics.
 
     Args:
@@ -49,10 +49,17 @@ class MosaicSet(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int]:
-        """Returns (mosaic uint8 ``[224, 224, 3]``, index) for (index, epoch); epoch -1 is inference."""
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int] | DataError:
+        """Returns (mosaic uint8 ``[224, 224, 3]``, index) for (index, epoch); epoch -1 is inference.
+
+        A picture that cannot be read gives its error as the value, for ``batches`` to raise: what a worker
+        process raises arrives with the worker's traceback as its message.
+        """
         index, epoch = place
-        patches = self._read(index) if self._cache is None else self._cache[index]
+        try:
+            patches = self._read(index) if self._cache is None else self._cache[index]
+        except DataError as err:
+            return err
         if epoch < 0:
             return torch.from_numpy(mosaic_from_patches(patches)), index
         draw = _generator(self.seed, epoch, self.samples[index].key)
@@ -66,6 +73,9 @@ class MosaicSet(Dataset[tuple[Tensor, int]]):
 
         Args:
             epoch: counted from 0 within its stage; -1 gives every sample in order, as at inference.
+
+        Raises:
+            DataError: a picture cannot be read.
         """
         count = len(self)
         order = np.arange(count) if epoch < 0 else _generator(self.seed, epoch, "order").permutation(count)
@@ -74,7 +84,10 @@ class MosaicSet(Dataset[tuple[Tensor, int]]):
             for start in range(0, count, self.config.batch)
         ]
         workers = 0 if self._cache is not None else self.config.workers
-        yield from DataLoader(self, batch_sampler=places, num_workers=workers)
+        for batch in DataLoader(self, batch_sampler=places, num_workers=workers, collate_fn=_collate):
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
 
     def steps(self) -> int:
         """Returns the number of batches of an epoch; the last one may be smaller."""
@@ -85,7 +98,7 @@ class MosaicSet(Dataset[tuple[Tensor, int]]):
         try:
             return selected_patches(decode_image(sample.path))
         except ImageError as err:
-            raise DataError(f"{sample.key}: {err}") from err
+            raise DataError(f"{sample.name}: {err}") from err
 
     def _read_all(self, title: str) -> NDArray[np.uint8]:
         shape = (len(self.samples), PATCH_COUNT, PATCH_SIDE, PATCH_SIDE, 3)
@@ -95,6 +108,16 @@ class MosaicSet(Dataset[tuple[Tensor, int]]):
                 cache[index] = patches
                 progress.advance()
         return cache
+
+
+def _collate(items: Sequence[tuple[Tensor, int] | DataError]) -> tuple[Tensor, Tensor] | DataError:
+    images, indices = [], []
+    for item in items:
+        if isinstance(item, DataError):
+            return item
+        images.append(item[0])
+        indices.append(item[1])
+    return torch.stack(images), torch.tensor(indices)
 
 
 def _generator(seed: int, epoch: int, key: str) -> np.random.Generator:
