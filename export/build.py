@@ -16,7 +16,8 @@ from export.engine.builder import require_buildable
 from export.engine.naming import slug_from_text
 from export.engine.options import BuildOptions
 from export.engines import add_engines
-from export.onnx_files import check_contract, check_structure, opset_version, save_model
+from export.onnx_checks import check_contract, check_structure, opset_version
+from export.onnx_files import save_model
 from export.onnx_source import OnnxSource
 from export.parity.batches import check_batch_sizes
 from export.parity.compare import HopReport

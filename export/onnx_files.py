@@ -1,4 +1,4 @@
-"""Reading, writing and checking ONNX files: external weights, no traces of the exporter, the graph contract.
+"""Reading and writing ONNX files: weights inside or beside, and no traces of the exporter.
 
 Never imports torch. A file that this module writes depends on the graph alone: same graph, same bytes.
 """
@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import EngineBuildError, MissingDependencyError, SpecError
-from runtime.spec import EMBEDDING_NAME, INPUT_NAME, LOGIT_NAME, MOSAIC_SIDE
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
+    from onnx import GraphProto, ModelProto, TensorProto
 
 EXTERNAL_THRESHOLD_BYTES = 100_000_000
 # Shape constants must stay in the graph file: shape inference reads them, and it never opens the data file.
@@ -92,7 +91,7 @@ def load_model(path: Path, *, weights: bool = True) -> ModelProto:
     try:
         model: ModelProto = onnx.load(path, load_external_data=False)
     except (OSError, DecodeError, ValueError) as err:
-        raise SpecError(f"{path.name}: cannot be read as ONNX ({_first_line(err)}); export it again") from err
+        raise SpecError(f"{path.name}: cannot be read as ONNX ({first_line(err)}); export it again") from err
     if not model.graph.node or not model.opset_import:
         raise SpecError(f"{path.name}: found no graph inside, expected an ONNX model; export it again")
     for tensor in model.graph.initializer:
@@ -102,7 +101,7 @@ def load_model(path: Path, *, weights: bool = True) -> ModelProto:
         try:
             onnx.load_external_data_for_model(model, str(path.parent))
         except (OSError, ValueError, onnx.checker.ValidationError) as err:
-            raise SpecError(f"{path.name}: its weights cannot be read ({_first_line(err)})") from err
+            raise SpecError(f"{path.name}: its weights cannot be read ({first_line(err)})") from err
     return model
 
 
@@ -110,64 +109,6 @@ def external_files(model: ModelProto) -> list[str]:
     """Returns the names of the files that hold weights of a model, sorted."""
     tensors = [tensor for tensor in model.graph.initializer if _is_external(tensor)]
     return sorted({e.value for tensor in tensors for e in tensor.external_data if e.key == "location"})
-
-
-def check_contract(source: Path | ModelProto) -> int:
-    """Returns the width D of the embedding of a graph that follows the contract.
-
-    The contract: input ``images`` uint8 [batch, 224, 224, 3]; outputs ``logit`` float32 [batch] and
-    ``embedding`` float32 [batch, D], in this order, with one symbolic batch axis.
-
-    Raises:
-        SpecError: the graph takes or gives something else.
-    """
-    TensorProto = require_onnx().TensorProto
-
-    model = load_model(source, weights=False) if isinstance(source, Path) else source
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
-    _check_names("inputs", inputs, [INPUT_NAME])
-    _check_names("outputs", list(model.graph.output), [LOGIT_NAME, EMBEDDING_NAME])
-    logit, embedding = model.graph.output
-    batch = _check_tensor(inputs[0], TensorProto.UINT8, [None, MOSAIC_SIDE, MOSAIC_SIDE, 3], "")
-    _check_tensor(logit, TensorProto.FLOAT, [None], batch)
-    _check_tensor(embedding, TensorProto.FLOAT, [None, 0], batch)
-    return int(embedding.type.tensor_type.shape.dim[1].dim_value)
-
-
-def check_fp32(path: Path) -> None:
-    """Refuses a graph with anything in FP16 or BF16: it cannot be the reference of an FP32 bundle.
-
-    Raises:
-        SpecError: a weight, or the target of a Cast, is FP16 or BF16.
-    """
-    TensorProto = require_onnx().TensorProto
-    halves = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-    graph = load_model(path, weights=False).graph
-    found = [tensor.name for tensor in graph.initializer if tensor.data_type in halves]
-    found += [n.name for n in graph.node for a in n.attribute if a.name == "to" and a.i in halves]
-    if found:
-        raise SpecError(f"{path.name}: found FP16 inside ({found[0]}), expected an FP32 graph: model.onnx")
-
-
-def check_structure(path: Path) -> None:
-    """Runs onnx's own full check and strict shape inference on a file, and refuses two nodes of one name.
-
-    Raises:
-        SpecError: the graph is not valid ONNX, or two nodes have one name.
-    """
-    onnx = require_onnx()
-    names = [node.name for node in load_model(path, weights=False).graph.node if node.name]
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if twice:
-        raise SpecError(f"{path.name}: found two nodes named {twice[0]!r}, expected each name once")
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-        onnx.shape_inference.infer_shapes(
-            load_model(path, weights=False), check_type=True, strict_mode=True, data_prop=True
-        )
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
-        raise SpecError(f"{path.name}: not a valid ONNX graph: {_first_line(err)}") from err
 
 
 def inferred_types(model: ModelProto) -> dict[str, int]:
@@ -183,16 +124,11 @@ def inferred_types(model: ModelProto) -> dict[str, int]:
             skeleton, check_type=True, strict_mode=True, data_prop=True
         ).graph
     except onnx.shape_inference.InferenceError as err:
-        raise EngineBuildError(f"the types of the graph do not fit together: {_first_line(err)}") from err
+        raise EngineBuildError(f"the types of the graph do not fit together: {first_line(err)}") from err
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         types[value.name] = value.type.tensor_type.elem_type
     return types
-
-
-def opset_version(model: ModelProto) -> int:
-    """Returns the version of the standard operator set that a model uses."""
-    return next(int(opset.version) for opset in model.opset_import if opset.domain in ("", "ai.onnx"))
 
 
 def _copy(model: ModelProto, tensor_from: Any) -> ModelProto:
@@ -312,35 +248,6 @@ def _clear(message: Any) -> None:
             message.ClearField(name)
 
 
-def _check_names(what: str, values: list[ValueInfoProto], expected: list[str]) -> None:
-    found = [value.name for value in values]
-    if found != expected:
-        raise SpecError(f"graph {what}: found {found}, expected {expected}")
-
-
-def _check_tensor(value: ValueInfoProto, dtype: int, shape: list[int | None], batch: str) -> str:
-    """Checks one input or output; in ``shape`` None is the batch axis and 0 any fixed size."""
-    from onnx import TensorProto
-
-    tensor = value.type.tensor_type
-    found = [
-        dim.dim_param or (dim.dim_value if dim.HasField("dim_value") else "?") for dim in tensor.shape.dim
-    ]
-    fits = len(found) == len(shape) and all(
-        isinstance(size, str) and size != "?" and batch in ("", size)
-        if wanted is None
-        else isinstance(size, int) and size > 0 and wanted in (0, size)
-        for size, wanted in zip(found, shape, strict=True)
-    )
-    if tensor.elem_type != dtype or not fits:
-        names = {None: batch or "batch", 0: "D"}
-        expected = [names.get(wanted, wanted) for wanted in shape]
-        types = [TensorProto.DataType.Name(kind).lower() for kind in (tensor.elem_type, dtype)]
-        raise SpecError(
-            f"graph tensor {value.name}: found {types[0]} {found}, expected {types[1]} {expected}"
-        )
-    return str(found[0])
-
-
-def _first_line(err: BaseException) -> str:
+def first_line(err: BaseException) -> str:
+    """Returns an error's first line, shortened."""
     return " ".join(str(err).split())[:300]

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.onnx_files import check_contract, check_fp32, external_files, load_model
+from export.onnx_checks import check_contract, check_fp32
+from export.onnx_files import external_files, load_model
 from export.parity.batches import run_in_batches
 from runtime.backends.onnx_session import OnnxSession
 from runtime.decision import Decision

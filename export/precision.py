@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.onnx_files import check_contract, check_structure, inferred_types, load_model, save_model
+from export.onnx_checks import check_contract, check_structure
+from export.onnx_files import inferred_types, load_model, save_model
 from runtime.errors import EngineBuildError, GateFailedError, UsageError
 
 if TYPE_CHECKING:

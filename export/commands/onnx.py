@@ -20,7 +20,8 @@ def onnx(run: Path, output: Path, as_json: bool) -> None:
     import tempfile
 
     from export.checkpoint import CheckpointSource
-    from export.onnx_files import check_contract, check_structure, data_path, save_model
+    from export.onnx_checks import check_contract, check_structure
+    from export.onnx_files import data_path, save_model
     from runtime.errors import UsageError
 
     if not output.parent.is_dir():

@@ -15,7 +15,8 @@ from torch import nn
 
 from export.graph.detector import detector_graph
 from export.graph.tower import tower_from_torch
-from export.onnx_files import check_contract, check_structure, save_model
+from export.onnx_checks import check_contract, check_structure
+from export.onnx_files import save_model
 from runtime.errors import CheckpointError, SpecError
 from train.backbone import load_clip
 from train.model import DgsNet

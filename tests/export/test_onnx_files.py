@@ -13,7 +13,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from export.onnx_files import check_contract, check_structure, load_model, opset_version, save_model
+from export.onnx_checks import check_contract, check_structure, opset_version
+from export.onnx_files import load_model, save_model
 from runtime.errors import EngineBuildError, SpecError
 
 TRACE = "/home/someone/site-packages/exporter.py"

@@ -13,7 +13,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from export.onnx_files import check_contract, check_structure, inferred_types, load_model, save_model
+from export.onnx_checks import check_contract, check_structure
+from export.onnx_files import inferred_types, load_model, save_model
 from export.precision import PrecisionPolicy, fp16_from_fp32
 from runtime.errors import EngineBuildError, GateFailedError, UsageError
 from runtime.tolerances import TOLERANCES
