@@ -6,6 +6,7 @@ rounded up to a power of two; arithmetic and sums are fp32, whatever the gradien
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 from functools import lru_cache
 from typing import Any
@@ -240,9 +241,9 @@ def _resident_programs(device: torch.device, warps: int) -> int:
 @lru_cache
 def can_build(capability: int) -> bool:
     """Says whether the assembler inside the installed triton knows this compute capability (87 for 8.7)."""
-    listing = subprocess.run(
-        [get_ptxas(capability).path, "--help"], capture_output=True, text=True, check=True
-    )
+    # Older releases (3.5) ship one assembler for all targets and take no argument here.
+    ptxas = get_ptxas(capability) if inspect.signature(get_ptxas).parameters else get_ptxas()
+    listing = subprocess.run([ptxas.path, "--help"], capture_output=True, text=True, check=True)
     return f"'{sm_arch_from_capability(capability)}'" in listing.stdout
 
 

@@ -118,7 +118,7 @@ def test_decode_image__flattens_transparency_on_white(mode: str) -> None:
     layered = np.zeros((40, 40, 4), dtype=np.uint8)
     layered[:, :20, 3] = 255
     if mode == "P":
-        image = Image.fromarray((layered[..., 3] == 0).astype(np.uint8), "L").convert("P")
+        image = Image.fromarray((layered[..., 3] == 0).astype(np.uint8)).convert("P")
         image.putpalette([0, 0, 0, 9, 9, 9])
         content = encoded(image, "PNG", transparency=1)
     else:

@@ -144,10 +144,10 @@ def test_fit_decision__refuses(
 
 
 def test_fit_decision__refuses_what_no_threshold_separates() -> None:
-    """Neighbours in float32 at a logit of 300: as probabilities they are one number."""
+    """Neighbours in float32 can be told apart at a logit of 300, neighbours in float64 at 400 cannot."""
     real = np.r_[np.full(19, 300.0), np.nextafter(np.float32(300), np.float32(301))]
     decision = fitted(real, np.array([300.5]), 0.05)
     assert false_positives(decision, real) == 1
-    close = np.r_[np.full(19, 8.0), math.nextafter(8.0, 9)]
+    close = np.r_[np.full(19, 400.0), math.nextafter(400.0, 401)]
     with pytest.raises(DataError, match="no threshold keeps"):
-        fit_decision(np.r_[np.zeros(20, int), 1], np.r_[close, 9.0], max_fpr=0.05)
+        fit_decision(np.r_[np.zeros(20, int), 1], np.r_[close, 401.0], max_fpr=0.05)
