@@ -24,9 +24,3 @@ TOLERANCES = {
 def logit_tolerance(tolerances: dict[str, float], precision: str) -> float:
     """Returns the largest |difference of logits| that is allowed to an engine of ``precision``."""
     return tolerances[f"{precision}_max_abs_logit"]
-
-
-def strict_logit_tolerance(tolerances: dict[str, float], precision: str) -> float:
-    """Returns the stricter of a manifest's tolerance and this version's own."""
-    own = logit_tolerance(TOLERANCES, precision)
-    return min(own, tolerances.get(f"{precision}_max_abs_logit", own))

@@ -194,10 +194,12 @@ def _rebuild(path: Path, state: dict[str, Tensor], config: TrainConfig, backbone
     visual = clip.visual
     if loaded.embed_dim != backbone.embed_dim or loaded.quick_gelu != backbone.quick_gelu:
         raise CheckpointError(f"{path}: {backbone.name} of the installed open_clip is built differently")
+    base_sha256 = loaded.sha256
     if not backbone.is_on_hub:
         base = {k.removeprefix(BASE_PREFIX): v for k, v in state.items() if k.startswith(BASE_PREFIX)}
         _load_strictly(path, visual, base)
-    if weights_sha256(visual) != backbone.sha256:
+        base_sha256 = weights_sha256(visual)
+    if base_sha256 != backbone.sha256:
         raise CheckpointError(
             f"{path}: the base weights of {backbone.name} ({pretrained}) are not those it was trained on"
         )

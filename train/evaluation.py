@@ -11,10 +11,9 @@ import numpy as np
 from runtime.errors import DataError
 from train.checkpoint import load_checkpoint
 from train.data.layout import find_samples
-from train.data.mosaics import MosaicSet
 from train.device import require_device
 from train.metrics import GeneratorScore, generator_score
-from train.scores import score_mosaics
+from train.scores import score_samples
 
 
 def evaluate_run(
@@ -44,10 +43,7 @@ def evaluate_run(
         decision = dataclasses.replace(decision, threshold=threshold)
     samples = find_samples(data)
     groups = _source_of_each(sources, [sample.path for sample in samples]) if sources else None
-    mosaics = MosaicSet(
-        samples, checkpoint.config.data, seed=checkpoint.config.seed, title="reading test patches"
-    )
-    logits = score_mosaics(checkpoint.model.to(device), mosaics, device)
+    logits = score_samples(checkpoint, samples, device, title="reading test patches")
     labels = np.array([sample.label for sample in samples])
     names = np.array([sample.generator for sample in samples])
     rows = []

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-if TYPE_CHECKING:
-    from export.engine.options import BuildOptions
-
 from runtime.console import print_json, verbosity_option
 from runtime.errors import UsageError
+from runtime.manifest import BACKENDS
 
-BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+if TYPE_CHECKING:
+    from export.engine.options import BuildOptions
 
 
 @click.command("build-engine")

@@ -6,7 +6,7 @@ import logging
 
 from export.parity.compare import Limits
 from runtime.manifest import Manifest
-from runtime.tolerances import TOLERANCES, logit_tolerance, strict_logit_tolerance
+from runtime.tolerances import TOLERANCES, logit_tolerance
 
 logger = logging.getLogger("dgsnet.export.parity")
 
@@ -26,4 +26,4 @@ def bundle_limits(manifest: Manifest, precision: str) -> Limits:
             stated,
             own.max_abs_logit,
         )
-    return Limits(strict_logit_tolerance(manifest.tolerances, precision), own.min_cosine)
+    return Limits(min(stated, own.max_abs_logit), own.min_cosine)

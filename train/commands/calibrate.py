@@ -31,17 +31,15 @@ def calibrate(run: Path, data: Path, fpr: float, device: str, as_json: bool) -> 
     from train.calibration import fit_decision
     from train.checkpoint import load_checkpoint, write_record
     from train.data.layout import find_samples, fingerprint
-    from train.data.mosaics import MosaicSet
     from train.device import require_device
-    from train.scores import score_mosaics
+    from train.scores import score_samples
 
     if math.isnan(fpr):  # click's range lets it pass
         raise UsageError("--fpr: found nan, expected a share above 0 and below 1")
     require_device(device)
     checkpoint = load_checkpoint(run)
     samples = find_samples(data)
-    mosaics = MosaicSet(samples, checkpoint.config.data, seed=checkpoint.config.seed, title="reading patches")
-    logits = score_mosaics(checkpoint.model.to(device), mosaics, device)
+    logits = score_samples(checkpoint, samples, device, title="reading patches")
     decision = fit_decision(np.array([sample.label for sample in samples]), logits, max_fpr=fpr)
     calibration = {"fpr": fpr, "pictures": len(samples), "fingerprint": fingerprint(samples)}
     write_record(run, checkpoint.record | {"decision": decision.to_json(), "calibration": calibration})
