@@ -93,11 +93,12 @@ class CheckpointSource:
             SpecError: the tower has a part that the graph cannot express.
             CheckpointError: a weight is not finite.
         """
-        from train.lora import merge_lora
+        from train.lora import has_adapters, merge_lora
 
         model = self._checkpoint.model
         visual = copy.deepcopy(model.visual)
-        merge_lora(visual)
+        if has_adapters(visual):  # the recipe "linear" has none
+            merge_lora(visual)
         head = model.head_image
         return detector_graph(
             tower_from_torch(visual), head.weight.detach().numpy(), head.bias.detach().numpy()

@@ -110,10 +110,10 @@ class Progress:
     Use as a context manager; call ``advance`` as work gets done.
     """
 
-    def __init__(self, title: str, total: int, *, every_seconds: float = 10.0) -> None:
+    def __init__(self, title: str, total: int, *, start: int = 0, every_seconds: float = 10.0) -> None:
         self.title = title
         self.total = total
-        self.done = 0
+        self.done = self._start = start  # work of an earlier process takes no part in the forecast
         self._every = every_seconds
         self._started = self._said = time.monotonic()
         self._terminal = sys.stderr.isatty()
@@ -141,8 +141,8 @@ class Progress:
         if self._quiet:
             return
         elapsed = time.monotonic() - self._started
-        if self.done and not final:
-            left = elapsed / self.done * (self.total - self.done)
+        if self.done > self._start and not final:
+            left = elapsed / (self.done - self._start) * (self.total - self.done)
             note = f"{note} {left:.0f} s left".strip()
         if self._terminal:
             filled = int(24 * self.done / max(self.total, 1))

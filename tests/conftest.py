@@ -66,6 +66,7 @@ def data_set(tmp_path_factory: pytest.TempPathFactory, make_data_set: Callable[[
 def run_folder(tmp_path_factory: pytest.TempPathFactory, data_set: Path) -> Path:
     """A run of the demo's backbone on the small data set; adapters have moved away from zero."""
     from train.config import TrainConfig
+    from train.fit_options import FitOptions
     from train.run import fit_run
 
     config = TrainConfig(backbone="dgsnet-tiny-p32", pretrained="random", seed=7)
@@ -73,7 +74,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, data_set: Path) -> Path
         key, _, value = item.partition("=")
         config = config.with_value(key, value)
     run = tmp_path_factory.mktemp("run")
-    fit_run(data_set, run, config, captions=data_set / "captions.json", device="cpu", overwrite=False)
+    fit_run(data_set, run, config, FitOptions(tensorboard=False))
     return run
 
 

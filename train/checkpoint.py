@@ -18,8 +18,9 @@ from runtime.files import write_atomically
 from runtime.spec import CLASSES, Preprocessing
 from train.backbone import RANDOM, BackboneInfo, base_state, load_clip, weights_sha256
 from train.config import TrainConfig
-from train.lora import add_lora, load_lora_state, lora_state
-from train.model import DgsNet
+from train.lora import load_lora_state, lora_state
+from train.model import HEAD_PREFIX, DgsNet
+from train.recipes import build_model
 
 SCHEMA_VERSION = 1
 WEIGHTS_NAME = "checkpoint.safetensors"
@@ -128,26 +129,41 @@ def load_checkpoint(run: Path) -> Checkpoint:
     Raises:
         CheckpointError: files missing, damaged, with non-finite weights, or of another backbone.
     """
+    record = read_record(run)
+    path = run / WEIGHTS_NAME
+    state = _read_weights(run, record)
+    config, backbone, decision = _described(run / RECORD_NAME, record)
+    try:
+        model = _rebuild(path, state, config, backbone)
+    except (UsageError, SpecError) as err:
+        raise CheckpointError(f"{run / RECORD_NAME}: the model cannot be built again ({err})") from err
+    return Checkpoint(model, config, backbone, decision, record["weights_sha256"], record)
+
+
+def read_trained_weights(run: Path) -> dict[str, Tensor]:
+    """Returns the adapters and heads that RUN stores, by their checkpoint names, without building its model.
+
+    Raises:
+        CheckpointError: files missing or damaged.
+    """
+    state = _read_weights(run, read_record(run))
+    return {name: tensor for name, tensor in state.items() if not name.startswith(BASE_PREFIX)}
+
+
+def _read_weights(run: Path, record: dict[str, Any]) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    record = read_record(run)
     path = run / WEIGHTS_NAME
     try:
         encoded = path.read_bytes()
         state = load(encoded)
     except (OSError, SafetensorError) as err:
         raise CheckpointError(f"{path}: cannot be read as safetensors ({err})") from err
-    found = hashlib.sha256(encoded).hexdigest()
-    if found != record.get("weights_sha256"):
+    if hashlib.sha256(encoded).hexdigest() != record.get("weights_sha256"):
         raise CheckpointError(f"{path}: does not belong to its {RECORD_NAME} (SHA-256 differs); train again")
     _check_finite(str(path), state)
-    config, backbone, decision = _described(run / RECORD_NAME, record)
-    try:
-        model = _rebuild(path, state, config, backbone)
-    except (UsageError, SpecError) as err:
-        raise CheckpointError(f"{run / RECORD_NAME}: the model cannot be built again ({err})") from err
-    return Checkpoint(model, config, backbone, decision, found, record)
+    return state
 
 
 def _described(path: Path, record: dict[str, Any]) -> tuple[TrainConfig, BackboneInfo, Decision]:
@@ -203,9 +219,11 @@ def _rebuild(path: Path, state: dict[str, Tensor], config: TrainConfig, backbone
         raise CheckpointError(
             f"{path}: the base weights of {backbone.name} ({pretrained}) are not those it was trained on"
         )
-    add_lora(visual, config.lora)
+    model = build_model(visual, backbone.embed_dim, config)
     load_lora_state(visual, state)
-    model = DgsNet(visual, backbone.embed_dim)
+    unknown = sorted(n for n in state if n.startswith(HEAD_PREFIX) and n not in model.heads_state())
+    if unknown:
+        raise CheckpointError(f"{path}: {unknown[0]} belongs to no head of the recipe {config.recipe!r}")
     for name, tensor in model.heads_state().items():
         if name not in state or state[name].shape != tensor.shape:
             raise CheckpointError(f"{path}: {name} is missing or of another shape")

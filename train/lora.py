@@ -106,8 +106,27 @@ def add_lora(visual: nn.Module, config: LoraConfig) -> None:
         block.attn = LoraAttention(block.attn, config)
 
 
+def has_adapters(visual: nn.Module) -> bool:
+    """Whether ``add_lora`` was called on a tower, and ``merge_lora`` not yet."""
+    return any(isinstance(block.attn, LoraAttention) for block in _blocks(visual))
+
+
+def lora_parameters(visual: nn.Module) -> list[nn.Parameter]:
+    """Returns every A and B of a tower, block by block, always in the same order."""
+    return [
+        parameter
+        for attention in _adapted(visual)
+        for adapter in (attention.lora_a, attention.lora_b)
+        for parameter in adapter.parameters()
+    ]
+
+
 def merge_lora(visual: nn.Module) -> None:
-    """Replaces every adapter by plain attention that holds the merged weights, in place, in float32."""
+    """Replaces every adapter by plain attention that holds the merged weights, in place, in float32.
+
+    Raises:
+        SpecError: an attention has no adapter: merging twice would be wrong.
+    """
     for block in _blocks(visual):
         adapted = block.attn
         if not isinstance(adapted, LoraAttention):
@@ -122,7 +141,7 @@ def merge_lora(visual: nn.Module) -> None:
 @contextmanager
 def lora_disabled(visual: nn.Module) -> Iterator[None]:
     """Inside, the tower computes what the frozen base model computes: the teacher of the same weights."""
-    adapted = [block.attn for block in _blocks(visual)]
+    adapted = _adapted(visual)
     for attention in adapted:
         attention.enabled = False
     try:
@@ -135,10 +154,10 @@ def lora_disabled(visual: nn.Module) -> Iterator[None]:
 def lora_state(visual: nn.Module) -> dict[str, Tensor]:
     """Returns the adapters by name: ``lora.<block>.<q|k|v>.<a|b>``, ``[r, D]`` and ``[D, r]``."""
     state = {}
-    for index, block in enumerate(_blocks(visual)):
-        for name in block.attn.lora_a:
-            state[f"lora.{index}.{name}.a"] = block.attn.lora_a[name].detach()
-            state[f"lora.{index}.{name}.b"] = block.attn.lora_b[name].detach()
+    for index, attention in enumerate(_adapted(visual)):
+        for name in attention.lora_a:
+            state[f"lora.{index}.{name}.a"] = attention.lora_a[name].detach()
+            state[f"lora.{index}.{name}.b"] = attention.lora_b[name].detach()
     return state
 
 
@@ -159,6 +178,10 @@ def load_lora_state(visual: nn.Module, state: dict[str, Tensor]) -> None:
                 f"{name}: found shape {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
             )
         tensor.copy_(found[name])
+
+
+def _adapted(visual: nn.Module) -> list[LoraAttention]:
+    return [block.attn for block in _blocks(visual) if isinstance(block.attn, LoraAttention)]
 
 
 def _blocks(visual: nn.Module) -> Iterator[Any]:

@@ -1,6 +1,10 @@
-"""The detector in PyTorch: mosaic in, logit and embedding out, with the heads of all three branches."""
+"""The detector in PyTorch: mosaic in, logit and embedding out, with the heads that its recipe trains."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,34 +12,58 @@ from torch import Tensor, nn
 from runtime.spec import IMAGE_MEAN, IMAGE_STD
 from train.lora import lora_disabled
 
+HEAD_PREFIX = "head_"
+
 
 class DgsNet(nn.Module):
-    """CLIP's vision tower with an image head, and the teachers' heads that training needs.
+    """CLIP's vision tower with an image head, and the teachers' heads where the recipe trains them.
+
+    A head that the recipe has not is no attribute. ``head_text`` is affine, or has one hidden layer.
 
     Args:
-        visual: open_clip vision tower, usually with adapters.
+        visual: open_clip vision tower, with adapters or without.
         embed_dim: width D of its output.
+        heads: some of "image", "teacher", "text"; "image" is always there.
+        text_hidden: width of the text head's hidden layer; 0 makes it affine.
     """
 
-    def __init__(self, visual: nn.Module, embed_dim: int) -> None:
+    head_teacher: nn.Linear
+    head_text: nn.Module
+
+    def __init__(
+        self,
+        visual: nn.Module,
+        embed_dim: int,
+        *,
+        heads: Sequence[str] = ("image", "teacher", "text"),
+        text_hidden: int = 0,
+    ) -> None:
         super().__init__()
         self.visual = visual
         self.head_image = nn.Linear(embed_dim, 1)
-        self.head_teacher = nn.Linear(embed_dim, 1)
-        self.head_text = nn.Linear(embed_dim, 1)
+        if "teacher" in heads:
+            self.head_teacher = nn.Linear(embed_dim, 1)
+        if "text" in heads:
+            self.head_text = _text_head(embed_dim, text_hidden)
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(IMAGE_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGE_STD).view(1, 3, 1, 1), persistent=False)
+        self._half: torch.dtype | None = None
+        # Not a submodule: a compiled tower would list every weight a second time under another name.
+        self._compiled: list[Any] = []
 
     def encode(self, images: Tensor) -> Tensor:
-        """Returns the student feature f, float32 ``[B, D]``, not normalised.
+        """Returns the student feature f, float32 ``[B, D]``, not normalised, outside autocast.
 
         Args:
             images: mosaics, uint8 ``[B, 224, 224, 3]``, RGB.
         """
         scaled = images.permute(0, 3, 1, 2).float() / 255.0
-        return self.visual((scaled - self.mean) / self.std).float()
+        tower = self._compiled[0] if self._compiled else self.visual
+        with torch.autocast(images.device.type, dtype=self._half, enabled=self._half is not None):
+            feature = tower((scaled - self.mean) / self.std)
+        return feature.float()
 
     @torch.no_grad()
     def encode_teacher(self, images: Tensor) -> Tensor:
@@ -49,5 +77,25 @@ class DgsNet(nn.Module):
         return self.head_image(feature).squeeze(1), feature
 
     def heads_state(self) -> dict[str, Tensor]:
-        """Returns the three heads by their checkpoint names, such as ``head_image.weight``."""
-        return {k: v.detach() for k, v in self.state_dict().items() if k.startswith("head_")}
+        """Returns the heads by their checkpoint names, such as ``head_image.weight``."""
+        return {k: v.detach() for k, v in self.state_dict().items() if k.startswith(HEAD_PREFIX)}
+
+    @contextmanager
+    def arithmetic(self, half: torch.dtype | None, *, compiled: bool = False) -> Iterator[None]:
+        """Inside, the tower runs under autocast in ``half`` (None: float32), through torch.compile if asked.
+
+        Scoring outside is float32 and eager, as what is exported will be compared with.
+        """
+        before = self._half, self._compiled
+        self._half = half
+        self._compiled = [torch.compile(self.visual)] if compiled else []
+        try:
+            yield
+        finally:
+            self._half, self._compiled = before
+
+
+def _text_head(embed_dim: int, hidden: int) -> nn.Module:
+    if not hidden:
+        return nn.Linear(embed_dim, 1)
+    return nn.Sequential(nn.Linear(embed_dim, hidden), nn.GELU(), nn.Linear(hidden, 1))

@@ -6,6 +6,7 @@ Keys are dotted: ``surgery.order``, ``lora.r``.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,6 +115,10 @@ class TrainConfig:
         """Returns the nested form that checkpoints store."""
         return _with_lists(dataclasses.asdict(self))
 
+    def flat(self) -> list[tuple[str, Any]]:
+        """Returns (dotted key, JSON value) of every setting."""
+        return flat(self.to_json())
+
     @classmethod
     def from_json(cls, content: object) -> TrainConfig:
         """Reads the nested form of a checkpoint, in which every key is present.
@@ -123,7 +128,7 @@ class TrainConfig:
         """
         config = cls()
         given = flat(content) if isinstance(content, dict) else []
-        missing = sorted({key for key, _ in flat(config.to_json())} - {key for key, _ in given})
+        missing = sorted({key for key, _ in config.flat()} - {key for key, _ in given})
         if missing:
             raise UsageError(f"settings: {', '.join(missing)} missing, expected every key")
         return config.with_values(given)
@@ -145,8 +150,9 @@ class TrainConfig:
         section: Any = getattr(self, section_name, None) if section_name else self
         names = {f.name for f in dataclasses.fields(section)} if dataclasses.is_dataclass(section) else set()
         if leaf not in names or dataclasses.is_dataclass(getattr(section, leaf)):
-            known = ", ".join(name for name, _ in flat(self.to_json()))
-            raise UsageError(f"setting {key!r} is unknown; there are: {known}")
+            known = [name for name, _ in self.flat()]
+            near = difflib.get_close_matches(key, known, n=4, cutoff=0.4) or known
+            raise UsageError(f"setting {key!r} is unknown; nearest: {', '.join(near)} (see docs/training.md)")
         changed = dataclasses.replace(section, **{leaf: typed(key, getattr(section, leaf), value)})
         return dataclasses.replace(self, **{section_name: changed}) if section_name else changed
 
