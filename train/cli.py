@@ -5,8 +5,11 @@ from __future__ import annotations
 import click
 
 from train.commands.calibrate import calibrate
+from train.commands.caption import caption
 from train.commands.evaluate import evaluate
+from train.commands.export_official import export_official
 from train.commands.fit import fit
+from train.commands.import_official import import_official
 from train.demo.command import demo_data
 
 
@@ -18,5 +21,5 @@ def cli() -> None:
     """
 
 
-for _command in (demo_data, fit, evaluate, calibrate):
+for _command in (demo_data, caption, fit, evaluate, calibrate, import_official, export_official):
     cli.add_command(_command)

@@ -1,114 +1,154 @@
-"""Accuracy and average precision per generator, and how sure they are."""
+"""What a set of logits is worth against its labels: average precision, AUROC, accuracy, loss, calibration.
+
+The label 1, generated, is the positive class everywhere. Imports scikit-learn on the first call only.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from runtime.decision import Decision
-from runtime.errors import DataError
+from runtime.errors import DataError, SpecError, UsageError
 
-BOOTSTRAP_DRAWS = 1000
-
-
-@dataclass(frozen=True)
-class GeneratorScore:
-    """Results on one generator's folder, in 0..1.
-
-    Attributes:
-        name: the generator.
-        count: pictures, both classes.
-        accuracy: at the decision's threshold.
-        real_accuracy: share of real pictures called real.
-        fake_accuracy: share of generated pictures called generated.
-        ap: average precision, generated is positive.
-        ap_low: 2.5 % point of the bootstrap over sources and their pictures; None without sources.
-        ap_high: 97.5 % point.
-    """
-
-    name: str
-    count: int
-    accuracy: float
-    real_accuracy: float
-    fake_accuracy: float
-    ap: float
-    ap_low: float | None
-    ap_high: float | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the fields as a JSON object."""
-        return dict(vars(self))
+METRICS = ("ap", "auroc", "accuracy", "loss")
+ECE_BINS = 15
 
 
-def average_precision(labels: Sequence[int], scores: NDArray[np.float32]) -> float:
-    """Returns scikit-learn's average precision with the label 1 as positive."""
-    from sklearn.metrics import average_precision_score
-
-    return float(average_precision_score(np.asarray(labels), scores))
-
-
-def generator_score(
-    name: str,
-    labels: NDArray[np.int64],
-    logits: NDArray[np.float32],
-    decision: Decision,
-    groups: Sequence[str] | None,
-    *,
-    seed: int = 0,
-) -> GeneratorScore:
-    """Returns the scores of one generator.
+def metric_of(name: str, labels: ArrayLike, logits: ArrayLike) -> float:
+    """Returns one named metric of a validation split.
 
     Args:
-        name: the generator.
+        name: "ap", "auroc", "accuracy" (at a probability of 0.5, which counts as generated) or "loss" (the
+            mean binary cross-entropy).
         labels: 0 real, 1 generated, ``[N]``.
         logits: raw, ``[N]``.
-        decision: threshold and temperature.
-        groups: what each picture was made from. The interval resamples sources, since crops of one
-            photograph are not independent, and then the pictures inside each source that was drawn.
-        seed: of the bootstrap.
+
+    Raises:
+        UsageError: the name is unknown.
+        SpecError: a logit is not finite.
+        DataError: no pictures, or for "ap" and "auroc" one class only.
+    """
+    truth, values = _checked(labels, logits)
+    if name == "ap":
+        return average_precision(truth, values)
+    if name == "auroc":
+        return auroc(truth, values)
+    if name == "accuracy":
+        return float(((values >= 0) == (truth == 1)).mean())
+    if name == "loss":
+        return float(np.logaddexp(0.0, np.where(truth == 1, -values, values)).mean())
+    raise UsageError(f"metric: found {name!r}, expected one of {', '.join(METRICS)}")
+
+
+def is_better(name: str, new: float, best: float | None) -> bool:
+    """Says whether a metric's new value beats the best so far: lower for "loss", higher for the others.
+
+    Equal is not better, and NaN beats nothing; with no best so far every number is better.
+
+    Raises:
+        UsageError: the name is unknown.
+    """
+    if name not in METRICS:
+        raise UsageError(f"metric: found {name!r}, expected one of {', '.join(METRICS)}")
+    if math.isnan(new) or best is None:
+        return not math.isnan(new)
+    return new < best if name == "loss" else new > best
+
+
+def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Returns scikit-learn's average precision: the sum of precision times the step in recall.
+
+    Args:
+        labels: 0 or 1, ``[N]``.
+        scores: of any scale, ``[N]``; higher means generated.
+
+    Raises:
+        SpecError: a score is not finite.
+        DataError: one class only.
+    """
+    from sklearn.metrics import average_precision_score
+
+    truth, values = _checked(labels, scores, needs_both=True)
+    return float(average_precision_score(truth, values))
+
+
+def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Returns the area under the ROC curve; arguments and errors as of ``average_precision``."""
+    from sklearn.metrics import roc_auc_score
+
+    truth, values = _checked(labels, scores, needs_both=True)
+    return float(roc_auc_score(truth, values))
+
+
+def probabilities_from_logits(logits: ArrayLike, temperature: float) -> NDArray[np.float64]:
+    """Returns sigmoid(logit / temperature), float64 of the logits' shape."""
+    scaled = np.asarray(logits, dtype=np.float64) / temperature
+    small = np.exp(-np.abs(scaled))
+    return np.asarray(np.where(scaled >= 0, 1.0, small) / (1.0 + small))
+
+
+def calibration_bins(
+    labels: ArrayLike, probabilities: ArrayLike
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Returns (count, mean probability, share of generated pictures) of each bin.
+
+    There are 15 bins of equal width over 0..1, closed below, the last one closed above too. An empty bin has
+    NaN for both means.
+
+    Args:
+        labels: 0 or 1, ``[N]``.
+        probabilities: that the picture is generated, in 0..1, ``[N]``.
+
+    Returns:
+        int64, float64 and float64, each ``[15]``.
+    """
+    truth = np.asarray(labels, dtype=np.float64)
+    values = np.asarray(probabilities, dtype=np.float64)
+    places = np.minimum((values * ECE_BINS).astype(np.int64), ECE_BINS - 1)
+    count = np.bincount(places, minlength=ECE_BINS)
+    filled = np.where(count > 0, count, np.nan)
+    mean = np.bincount(places, weights=values, minlength=ECE_BINS) / filled
+    share = np.bincount(places, weights=truth, minlength=ECE_BINS) / filled
+    return count, mean, share
+
+
+def expected_calibration_error(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """Returns the ECE of the probability that a picture is generated.
+
+    ECE = sum over the bins of ``calibration_bins`` of (count / N) * |share generated - mean probability|. It
+    is that of the positive class: over 0..1, not of the more likely class over 0.5..1.
+
+    Args:
+        labels: 0 or 1, ``[N]``.
+        probabilities: that the picture is generated, after the temperature, ``[N]``.
+    """
+    count, mean, share = calibration_bins(labels, probabilities)
+    used = count > 0
+    return float((count[used] * np.abs(share[used] - mean[used])).sum() / count.sum())
+
+
+def require_both_classes(place: str, labels: Sequence[int] | NDArray[np.int64]) -> None:
+    """Checks that pictures of both classes are there.
 
     Raises:
         DataError: one of the classes is missing.
-        SpecError: a logit is not finite.
     """
-    real, fake = labels == 0, labels == 1
-    if not real.any() or not fake.any():
-        raise DataError(f"{name}: found one class only, expected pictures in both 0_real and 1_fake")
-    called_fake = decision.is_generated(logits)
-    low, high = (None, None) if groups is None else _bootstrap(labels, logits, groups, seed)
-    return GeneratorScore(
-        name=name,
-        count=len(labels),
-        accuracy=float((called_fake == fake).mean()),
-        real_accuracy=float((~called_fake[real]).mean()),
-        fake_accuracy=float(called_fake[fake].mean()),
-        ap=average_precision(labels.tolist(), logits),
-        ap_low=low,
-        ap_high=high,
-    )
+    present = set(np.asarray(labels).tolist())
+    if present != {0, 1}:
+        found = "no pictures" if not present else f"{'generated' if 1 in present else 'real'} pictures only"
+        raise DataError(f"{place}: found {found}, expected both real and generated ones")
 
 
-def _bootstrap(
-    labels: NDArray[np.int64], logits: NDArray[np.float32], groups: Sequence[str], seed: int
-) -> tuple[float, float]:
-    names = sorted(set(groups))
-    members = {name: np.flatnonzero(np.asarray(groups) == name) for name in names}
-    draw = np.random.default_rng(seed)
-    points = []
-    for _ in range(BOOTSTRAP_DRAWS):
-        # Two levels: which sources, then which of their pictures; with few sources the first alone
-        # would take a handful of values only.
-        chosen = np.concatenate(
-            [
-                draw.choice(members[names[k]], len(members[names[k]]))
-                for k in draw.integers(len(names), size=len(names))
-            ]
-        )
-        if len(set(labels[chosen].tolist())) == 2:
-            points.append(average_precision(labels[chosen].tolist(), logits[chosen]))
-    low, high = np.quantile(points, [0.025, 0.975])
-    return float(low), float(high)
+def _checked(
+    labels: ArrayLike, scores: ArrayLike, *, needs_both: bool = False
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    truth, values = np.asarray(labels, dtype=np.int64), np.asarray(scores, dtype=np.float64)
+    if not np.isfinite(values).all():
+        wrong = values[~np.isfinite(values)][0]
+        raise SpecError(f"logit: found {wrong}, expected finite numbers; the model overflows, train it again")
+    if needs_both or not truth.size:
+        require_both_classes("metric", truth)
+    return truth, values

@@ -1,8 +1,10 @@
-"""Logits of a data set by the PyTorch model."""
+"""Which pictures of a data set can be scored, and their logits by the PyTorch model."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,13 +12,41 @@ from numpy.typing import NDArray
 
 from runtime.console import Progress
 from train.checkpoint import Checkpoint
-from train.data.layout import Sample
+from train.config import DataConfig
+from train.data.audit import Audit, audit_samples
+from train.data.layout import Sample, find_samples
 from train.data.mosaics import MosaicSet
 from train.model import DgsNet
 
 
+def readable_samples(
+    root: Path, config: DataConfig, *, title: str, max_corrupt: float | None = None
+) -> Audit:
+    """Finds the pictures of a test set and decodes each once; those that cannot be read are set aside.
+
+    Args:
+        root: of a test set, such as ``<generator>/{0_real,1_fake}/``.
+        config: of the run; its ``audit`` plays no part, since only decoding finds a truncated picture.
+        title: names the set in messages.
+        max_corrupt: share of unreadable pictures that is allowed; None takes the run's ``data.max_corrupt``.
+
+    Raises:
+        DataError: the data set is laid out otherwise, more pictures than allowed cannot be read, or no
+            readable picture of one label is left.
+    """
+    allowed = config.max_corrupt if max_corrupt is None else max_corrupt
+    config = dataclasses.replace(config, audit="full", max_corrupt=allowed)
+    return audit_samples(find_samples(root), config, title=title)
+
+
 def score_samples(
-    checkpoint: Checkpoint, samples: Sequence[Sample], device: str, *, title: str
+    checkpoint: Checkpoint,
+    samples: Sequence[Sample],
+    device: str,
+    *,
+    title: str,
+    batch: int | None = None,
+    degrade: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
 ) -> NDArray[np.float32]:
     """Returns the raw logit that a run gives each sample, float32 ``[N]``.
 
@@ -25,9 +55,16 @@ def score_samples(
         samples: what to score.
         device: "cpu" or a CUDA device.
         title: shown while the pictures are read.
+        batch: pictures the model sees at once; None takes the run's own ``data.batch``.
+        degrade: changes every picture after decoding, before patches are chosen: uint8 ``[H, W, 3]`` to uint8
+            ``[h, w, 3]``.
+
+    Raises:
+        DataError: a picture cannot be read.
     """
     config = checkpoint.config
-    mosaics = MosaicSet(samples, config.data, seed=config.seed, title=title)
+    data = config.data if batch is None else dataclasses.replace(config.data, batch=batch)
+    mosaics = MosaicSet(samples, data, seed=config.seed, title=title, degrade=degrade)
     return score_mosaics(checkpoint.model.to(device), mosaics, device)
 
 

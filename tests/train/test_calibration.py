@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from runtime.decision import Decision
 from runtime.errors import DataError, SpecError, UsageError
-from train.calibration import fit_decision
+from train.evaluation.calibration import fit_decision, uncertain_band
 
 
 def judged(decision: Decision, logits: np.ndarray) -> list[bool]:
@@ -151,3 +151,39 @@ def test_fit_decision__refuses_what_no_threshold_separates() -> None:
     close = np.r_[np.full(19, 400.0), math.nextafter(400.0, 401)]
     with pytest.raises(DataError, match="no threshold keeps"):
         fit_decision(np.r_[np.zeros(20, int), 1], np.r_[close, 401.0], max_fpr=0.05)
+
+
+def in_band(band: tuple[float, float], decision: Decision, logits: np.ndarray) -> list[bool]:
+    with_band = Decision(decision.threshold, decision.temperature, band)
+    return [with_band.judge(float(logit)).uncertain for logit in logits]
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.29, 0.999])
+def test_uncertain_band__holds_the_stated_share_of_the_nearest(share: float) -> None:
+    decision = Decision(0.7, 1.8)
+    logits = np.random.default_rng(2).normal(0.5, 3, 100).astype(np.float32)
+    caught = np.array(in_band(uncertain_band(decision, logits, share=share), decision, logits))
+    assert caught.sum() == min(round(100 * share), 99)
+    distance = np.abs(logits - decision.boundary_logit)
+    assert distance[caught].max() < distance[~caught].min()
+
+
+def test_uncertain_band__is_that_of_the_hand() -> None:
+    logits = np.array([-3.0, -1.0, 0.5, 2.0])  # the band reaches half way from 0.5 to 1
+    low, high = uncertain_band(Decision(), logits, share=0.25)
+    assert (low, high) == pytest.approx((1 / (1 + math.exp(0.75)), 1 / (1 + math.exp(-0.75))))
+
+
+def test_uncertain_band__takes_ties_together() -> None:
+    logits = np.array([-1.0, 1.0, 3.0, -4.0, 5.0])
+    decision = Decision()
+    band = uncertain_band(decision, logits, share=0.4)
+    assert in_band(band, decision, logits) == [True, True, False, False, False]
+    with pytest.raises(DataError, match=r"5 pictures cannot show an uncertain share of 0\.2"):
+        uncertain_band(decision, logits, share=0.2)  # one of the two nearest alone
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, math.nan, -0.1])
+def test_uncertain_band__refuses_shares_out_of_range(share: float) -> None:
+    with pytest.raises(UsageError, match="uncertain share: found"):
+        uncertain_band(Decision(), np.array([1.0, 2.0]), share=share)

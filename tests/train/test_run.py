@@ -11,10 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from runtime.errors import DataError, UsageError
+from runtime.errors import DataError, GateFailedError, UsageError
 from train.checkpoint import load_checkpoint, read_record
 from train.config import TrainConfig
-from train.run import RunSummary, fit_run
+from train.fit_options import FitOptions, RunSummary
+from train.run import fit_run
+
+QUIET = FitOptions(tensorboard=False)
 
 
 def test_fit_run__writes_the_checkpoint_of_the_contract(run_folder: Path) -> None:
@@ -31,19 +34,16 @@ def test_fit_run__writes_the_checkpoint_of_the_contract(run_folder: Path) -> Non
     assert record["classes"] == ["real", "generated"]
     assert record["data"]["train"] == 24
     steps = [json.loads(line) for line in (run_folder / "logs" / "steps.jsonl").read_text().splitlines()]
-    assert [step["stage"] for step in steps] == [1] * 3 + [2] * 6
+    assert [step["stage"] for step in steps if "lr" in step] == [1] * 3 + [2] * 6
+    assert [step["step"] for step in steps if "val_ap" in step] == [
+        2,
+        5,
+    ]  # after each epoch of the last stage
 
 
 def test_fit_run__is_reproducible(run_folder: Path, data_set: Path, tmp_path: Path) -> None:
     config = TrainConfig.from_json(read_record(run_folder)["config"])
-    fit_run(
-        data_set,
-        tmp_path / "again",
-        config,
-        captions=data_set / "captions.json",
-        device="cpu",
-        overwrite=False,
-    )
+    fit_run(data_set, tmp_path / "again", config, QUIET)
     first = load_file(run_folder / "checkpoint.safetensors")
     second = load_file(tmp_path / "again" / "checkpoint.safetensors")
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
@@ -51,14 +51,7 @@ def test_fit_run__is_reproducible(run_folder: Path, data_set: Path, tmp_path: Pa
 
 def test_fit_run__keeps_a_finished_run(run_folder: Path, data_set: Path) -> None:
     with pytest.raises(UsageError, match="--overwrite"):
-        fit_run(
-            data_set,
-            run_folder,
-            TrainConfig(),
-            captions=data_set / "captions.json",
-            device="cpu",
-            overwrite=False,
-        )
+        fit_run(data_set, run_folder, TrainConfig(), QUIET)
 
 
 def small_data_set(data_set: Path, root: Path) -> Path:
@@ -74,30 +67,134 @@ def small_data_set(data_set: Path, root: Path) -> Path:
     return root
 
 
-def quick_fit(data: Path, run: Path, **settings: object) -> RunSummary:
+def quick_fit(data: Path, run: Path, options: FitOptions = QUIET, **settings: object) -> RunSummary:
     config = TrainConfig(backbone="dgsnet-tiny-p32", pretrained="random").with_values(
         [("data.workers", 0), ("schedule.stage1_epochs", 1), *settings.items()]
     )
-    return fit_run(data, run, config, captions=data / "captions.json", device="cpu", overwrite=False)
+    summary = fit_run(data, run, config, options)
+    assert summary is not None
+    return summary
 
 
-def test_fit_run__reads_the_val_split_before_it_trains(data_set: Path, tmp_path: Path) -> None:
+def truncate(picture: Path) -> None:
+    picture.write_bytes(picture.read_bytes()[:300])
+
+
+def test_fit_run__leaves_unreadable_pictures_out(data_set: Path, tmp_path: Path) -> None:
+    data = small_data_set(data_set, tmp_path / "data")
+    truncate(data / "train/blur/1_fake/001.png")
+    with pytest.raises(DataError, match=r"train/blur/1_fake/001\.png"):
+        quick_fit(data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    summary = quick_fit(data, tmp_path / "run", **{"data.max_corrupt": 0.3})
+    assert (summary.train_samples, summary.val_samples, summary.unreadable) == (3, 4, 1)
+    assert read_record(tmp_path / "run")["data"]["unreadable"] == 1
+
+
+def test_fit_run__loses_no_training_when_a_val_picture_goes_bad(data_set: Path, tmp_path: Path) -> None:
+    """Headers alone do not show the damage; the run stops at its validation and goes on from there."""
     data = small_data_set(data_set, tmp_path / "data")
     picture = data / "val/blur/1_fake/001.png"
-    picture.write_bytes(picture.read_bytes()[:300])
+    content = picture.read_bytes()
+    truncate(picture)
+    picture.write_bytes(picture.read_bytes().ljust(len(content), b"\0"))
+    settings = {"data.cache_gib": 0, "data.audit": "headers"}
     with pytest.raises(DataError, match=r"^val/blur/1_fake/001\.png: "):
+        quick_fit(data, tmp_path / "run", **settings)
+    picture.write_bytes(content)
+    summary = quick_fit(data, tmp_path / "run", FitOptions(resume=True, tensorboard=False), **settings)
+    assert (summary.steps, summary.val_samples) == (2, 4)
+    whole = quick_fit(data, tmp_path / "whole", **settings)
+    assert whole.val_ap == summary.val_ap
+    first, second = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("run", "whole"))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize("recipe", ["linear", "lora", "dgs"])
+def test_fit_run__every_recipe_gives_a_run_that_loads(data_set: Path, tmp_path: Path, recipe: str) -> None:
+    data = small_data_set(data_set, tmp_path / "data")
+    if recipe != "dgs":
+        (data / "captions.json").unlink()  # neither of them reads captions
+    quick_fit(data, tmp_path / "run", recipe=recipe, **{"surgery.text_head": "mlp"})
+    checkpoint = load_checkpoint(tmp_path / "run")
+    assert checkpoint.config.recipe == recipe
+    kinds = {name.split(".")[0] for name in load_file(tmp_path / "run" / "checkpoint.safetensors")}
+    heads = {"head_image", "head_teacher", "head_text"} if recipe == "dgs" else {"head_image"}
+    assert kinds == {"base", *heads} | (set() if recipe == "linear" else {"lora"})
+    logit, embedding = checkpoint.model(torch.zeros(2, 224, 224, 3, dtype=torch.uint8))
+    assert (logit.shape, embedding.shape) == ((2,), (2, 256))
+
+
+def test_fit_run__needs_captions_or_a_word_for_them(data_set: Path, tmp_path: Path) -> None:
+    data = small_data_set(data_set, tmp_path / "data")
+    (data / "captions.json").unlink()
+    with pytest.raises(UsageError, match=r"--captions template"):
         quick_fit(data, tmp_path / "run")
+    summary = quick_fit(data, tmp_path / "run", FitOptions(captions="template", tensorboard=False))
+    assert summary.steps == 2
+
+
+def test_fit_run__dry_run_and_overfitting_write_nothing(
+    data_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = small_data_set(data_set, tmp_path / "data")
+    with caplog.at_level("INFO", logger="dgsnet"):
+        summary = quick_fit(data, tmp_path / "run", FitOptions(dry_run=True))
+    assert (summary.steps, summary.train_samples) == (0, 4)
+    spoken = [record.getMessage() for record in caplog.records]
+    assert any(line.startswith("stage 1: 1 steps of ") for line in spoken)
+    assert any(line.startswith("stage 2: 1 steps of ") for line in spoken)
+    learnt = quick_fit(data, tmp_path / "run", FitOptions(overfit_steps=30), **{"optim.lr": 3e-3}).overfit
+    assert learnt is not None
+    assert learnt[1] < 0.5 * learnt[0]
+    with pytest.raises(GateFailedError, match="expected less than half"):
+        quick_fit(data, tmp_path / "run", FitOptions(overfit_steps=3), **{"optim.lr": 1e-9})
     assert not (tmp_path / "run").exists()
 
 
-def test_fit_run__keeps_the_model_when_validation_fails(data_set: Path, tmp_path: Path) -> None:
-    """With the patches not held in memory, a bad val picture shows after training only."""
-    data = small_data_set(data_set, tmp_path / "data")
-    picture = data / "val/blur/1_fake/001.png"
-    picture.write_bytes(picture.read_bytes()[:300])
-    with pytest.raises(DataError, match=r"^val/blur/1_fake/001\.png: "):
-        quick_fit(data, tmp_path / "run", **{"data.cache_gib": 0})
-    assert load_checkpoint(tmp_path / "run").record["data"]["train"] == 4
+def test_fit_run__limit_keeps_both_labels(data_set: Path, tmp_path: Path) -> None:
+    options = FitOptions(dry_run=True, limit=5)
+    summary = quick_fit(data_set, tmp_path / "run", options)
+    assert (summary.train_samples, summary.val_samples) == (5, 5)
+
+
+def test_fit_run__keeps_the_best_and_the_last(data_set: Path, tmp_path: Path) -> None:
+    """Nine validations: the copies are whole runs, and the run's checkpoint is the best of them."""
+    settings = {
+        "recipe": "lora",
+        "data.batch": 8,
+        "optim.lr": 0.05,  # far too high, so that the last validation is not the best
+        "lora.dropout": 0,
+        "schedule.stage2_epochs": 3,
+        "schedule.validate_every": 1,
+        "schedule.keep": "best",
+        "schedule.keep_last": 2,
+        "schedule.metric": "loss",
+    }
+    summary = quick_fit(data_set, tmp_path / "run", **settings)
+    logs = (tmp_path / "run/logs/steps.jsonl").read_text().splitlines()
+    losses = [record["val_loss"] for record in map(json.loads, logs) if "val_loss" in record]
+    best = losses.index(min(losses)) + 1
+    assert len(losses) == summary.steps == 9
+    assert summary.best == min(losses)
+    assert best < 9
+    kept = sorted(folder.name for folder in (tmp_path / "run/kept").iterdir())
+    assert kept == [f"step-{step:08d}" for step in sorted({best, 8, 9})]
+    assert (tmp_path / "run/best").resolve().name == f"step-{best:08d}"
+    whole, copy = load_checkpoint(tmp_path / "run"), load_checkpoint(tmp_path / "run/best")
+    assert whole.weights_sha256 == copy.weights_sha256
+    assert load_checkpoint(tmp_path / "run/kept" / kept[-1]).weights_sha256 != whole.weights_sha256
+
+
+def test_fit_run__ends_early(data_set: Path, tmp_path: Path) -> None:
+    settings = {
+        "recipe": "linear",
+        "data.batch": 8,
+        "optim.lr": 1e-12,  # nothing changes, so nothing gets better
+        "schedule.stage1_epochs": 9,
+        "schedule.patience": 2,
+    }
+    assert quick_fit(data_set, tmp_path / "run", **settings).steps == 3 * 3
 
 
 def test_fit_run__takes_a_name_that_is_not_utf8(data_set: Path, tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
 """Mosaics for training and scoring, made with the runtime's own decoder and patch selection.
 
-The augmentation draw of a sample is a pure function of (seed, stage-relative epoch, key), so that neither
-the number of workers nor the order of samples changes it.
+What is read, in which order and with which draws depends on the caller's lists, the seed and the epoch alone,
+never on the number of workers or on what is held in memory.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,9 +21,13 @@ from runtime.console import Progress
 from runtime.decode import decode_image
 from runtime.errors import DataError, ImageError
 from runtime.patches import mosaic_from_patches, selected_patches
-from runtime.spec import PATCH_COUNT, PATCH_SIDE
+from runtime.spec import MOSAIC_SIDE, PATCH_COUNT, PATCH_SIDE
 from train.config import DataConfig
+from train.data.augment import augment_image, augment_patches, changes_pictures
 from train.data.layout import Sample
+from train.data.order import epoch_size, epoch_windows
+
+logger = logging.getLogger("dgsnet.data")
 
 PATCH_BYTES = PATCH_COUNT * PATCH_SIDE * PATCH_SIDE * 3
 
@@ -32,19 +37,36 @@ class MosaicSet(Dataset[tuple[Tensor, int] | DataError]):
 
     Args:
         samples: what to read.
-        config: cache size, workers, flip, batch.
+        config: cache size, workers, augmentation, batch, balance.
         seed: of every draw.
         title: shown while the patches are read into memory.
+        degrade: changes every picture after decoding, before its patches are selected: uint8 ``[H, W, 3]``
+            to uint8 ``[h, w, 3]``.
+
+    Attributes:
+        samples: as given.
+        labels: y of each, float32 ``[N]``.
     """
 
-    def __init__(self, samples: Sequence[Sample], config: DataConfig, *, seed: int, title: str) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        config: DataConfig,
+        *,
+        seed: int,
+        title: str,
+        degrade: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
+    ) -> None:
         self.samples = list(samples)
         self.config = config
         self.seed = seed
+        self.title = title
+        self.degrade = degrade
         self.labels = torch.tensor([float(sample.label) for sample in samples])
         self._cache: NDArray[np.uint8] | None = None
-        if len(self.samples) * PATCH_BYTES <= config.cache_gib * 2**30:
-            self._cache = self._read_all(title)
+        self._has_told = False
+        if self._fits and not changes_pictures(config):
+            self._cache = self._read_all()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -52,24 +74,65 @@ class MosaicSet(Dataset[tuple[Tensor, int] | DataError]):
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int] | DataError:
         """Returns (mosaic uint8 ``[224, 224, 3]``, index) for (index, epoch); epoch -1 is inference.
 
-        A picture that cannot be read gives its error as the value, for ``batches`` to raise: what a worker
+        A picture that cannot be read gives its error as the value, for ``read`` to raise: what a worker
         process raises arrives with the worker's traceback as its message.
         """
         index, epoch = place
         try:
-            patches = self._read(index) if self._cache is None else self._cache[index]
+            patches = self._patches(index, epoch)
         except DataError as err:
             return err
         if epoch < 0:
             return torch.from_numpy(mosaic_from_patches(patches)), index
-        draw = _generator(self.seed, epoch, self.samples[index].key)
-        mosaic = mosaic_from_patches(patches, draw.permutation(PATCH_COUNT))
-        if self.config.flip and draw.random() < 0.5:
-            mosaic = np.ascontiguousarray(mosaic[:, ::-1])
+        key = self.samples[index].key
+        mosaic = augment_patches(patches, self.config, seed=self.seed, epoch=epoch, key=key)
         return torch.from_numpy(mosaic), index
 
+    def read(
+        self, batches: Sequence[Sequence[int] | NDArray[np.int64]], epoch: int, *, pin: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields (mosaics uint8 ``[b, 224, 224, 3]``, indices int64 ``[b]``) of the lists given, in order.
+
+        torch's global random state is neither read nor changed.
+
+        Args:
+            batches: indices into ``samples``; an empty list gives tensors with b = 0.
+            epoch: counted from 0 within its stage; -1 gives mosaics as at inference.
+            pin: into page-locked memory, which CUDA copies from without waiting.
+
+        Raises:
+            DataError: a picture cannot be read.
+        """
+        changes = self._changes(epoch)
+        if changes and not self._has_told:
+            self._has_told = True
+            logger.info(
+                "data.jpeg, data.blur or data.resize is on: pictures are decoded and their patches selected "
+                "anew in every epoch, not held in memory"
+            )
+        if not changes and self._cache is None and self._fits:
+            self._cache = self._read_all()
+        is_held = self._cache is not None and not changes
+        with warnings.catch_warnings():
+            # How many workers there are is the user's choice.
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+            loader = DataLoader(
+                self,
+                batch_sampler=[[(int(index), epoch) for index in batch] for batch in batches],
+                num_workers=0 if is_held else self.config.workers,
+                collate_fn=_collate,
+                pin_memory=pin,
+                # The seed of the workers would else be drawn from torch's global state.
+                generator=torch.Generator().manual_seed(0),
+            )
+            reading = iter(loader)
+        for batch in reading:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields (mosaics uint8 ``[b, 224, 224, 3]``, indices int64 ``[b]``) of one epoch.
+        """Yields what ``read`` does for the windows of one epoch, in the order of ``epoch_windows``.
 
         Args:
             epoch: counted from 0 within its stage; -1 gives every sample in order, as at inference.
@@ -77,34 +140,47 @@ class MosaicSet(Dataset[tuple[Tensor, int] | DataError]):
         Raises:
             DataError: a picture cannot be read.
         """
-        count = len(self)
-        order = np.arange(count) if epoch < 0 else _generator(self.seed, epoch, "order").permutation(count)
-        places = [
-            [(int(index), epoch) for index in order[start : start + self.config.batch]]
-            for start in range(0, count, self.config.batch)
-        ]
-        workers = 0 if self._cache is not None else self.config.workers
-        for batch in DataLoader(self, batch_sampler=places, num_workers=workers, collate_fn=_collate):
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
+        config = self.config
+        labels = self.labels.numpy()
+        windows = epoch_windows(
+            labels, batch=config.batch, seed=self.seed, epoch=epoch, balance=config.balance
+        )
+        return self.read(windows, epoch)
 
     def steps(self) -> int:
-        """Returns the number of batches of an epoch; the last one may be smaller."""
-        return -(-len(self) // self.config.batch)
+        """Returns the number of windows of an epoch of training; the last one may be smaller."""
+        return -(-epoch_size(self.labels.numpy(), self.config.balance) // self.config.batch)
 
-    def _read(self, index: int) -> NDArray[np.uint8]:
+    @property
+    def _fits(self) -> bool:
+        return len(self.samples) * PATCH_BYTES <= self.config.cache_gib * 2**30
+
+    def _changes(self, epoch: int) -> bool:
+        return epoch >= 0 and changes_pictures(self.config)
+
+    def _patches(self, index: int, epoch: int) -> NDArray[np.uint8]:
+        if self._cache is not None and not self._changes(epoch):
+            return self._cache[index]
         sample = self.samples[index]
         try:
-            return selected_patches(decode_image(sample.path))
+            image = decode_image(sample.source())
+            if self.degrade is not None:
+                image = self.degrade(image)
+            if self._changes(epoch):
+                image = augment_image(image, self.config, seed=self.seed, epoch=epoch, key=sample.key)
+            return selected_patches(image)
         except ImageError as err:
             raise DataError(f"{sample.name}: {err}") from err
 
-    def _read_all(self, title: str) -> NDArray[np.uint8]:
+    def _read_all(self) -> NDArray[np.uint8]:
         shape = (len(self.samples), PATCH_COUNT, PATCH_SIDE, PATCH_SIDE, 3)
         cache = np.empty(shape, dtype=np.uint8)
-        with ThreadPoolExecutor(max(self.config.workers, 1)) as pool, Progress(title, len(cache)) as progress:
-            for index, patches in enumerate(pool.map(self._read, range(len(cache)))):
+        with (
+            ThreadPoolExecutor(max(self.config.workers, 1)) as pool,
+            Progress(self.title, len(cache)) as progress,
+        ):
+            patches_of = pool.map(lambda index: self._patches(index, -1), range(len(cache)))
+            for index, patches in enumerate(patches_of):
                 cache[index] = patches
                 progress.advance()
         return cache
@@ -117,9 +193,7 @@ def _collate(items: Sequence[tuple[Tensor, int] | DataError]) -> tuple[Tensor, T
             return item
         images.append(item[0])
         indices.append(item[1])
+    if not images:
+        empty = torch.empty(0, MOSAIC_SIDE, MOSAIC_SIDE, 3, dtype=torch.uint8)
+        return empty, torch.empty(0, dtype=torch.int64)
     return torch.stack(images), torch.tensor(indices)
-
-
-def _generator(seed: int, epoch: int, key: str) -> np.random.Generator:
-    digest = hashlib.sha256(f"{seed}\0{epoch}\0{key}".encode("utf-8", "surrogateescape")).digest()
-    return np.random.default_rng(int.from_bytes(digest[:16], "little"))

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from runtime.errors import DataError
 from train.config import TrainConfig
 from train.loop.feed import Feed, Material
 from train.loop.keeper import Keeper
@@ -96,7 +97,11 @@ class Trainer:
             is_due = is_last and self._is_validation_due(position, loop.total)
             if is_due:
                 loop.flush()
-                self._validate(loop, position, log, keeper)
+                try:
+                    self._validate(loop, position, log, keeper)
+                except DataError:
+                    save(position, loop.optimiser.state())  # a val picture gone bad costs no training
+                    raise
                 if keeper.is_over:
                     break
             if is_due or position.step % self._config.schedule.save_every == 0:

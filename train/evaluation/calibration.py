@@ -1,4 +1,4 @@
-"""Temperature and threshold from a validation split."""
+"""Temperature, threshold and uncertain band from a validation split."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from runtime.decision import Decision
 from runtime.errors import DataError, UsageError
+from train.metrics import probabilities_from_logits
 
 TEMPERATURES = np.geomspace(0.05, 20.0, 400)
 # The boundary stays within this many temperatures of 0, so that the threshold keeps its digits as a
@@ -59,6 +60,41 @@ def fit_decision(labels: NDArray[np.int64], logits: NDArray[np.float32], *, max_
             f"are too close, {called} of {real.size} real pictures are called generated; give a higher --fpr"
         )
     return decision
+
+
+def uncertain_band(decision: Decision, logits: NDArray[np.float32], *, share: float) -> tuple[float, float]:
+    """Returns the band of probabilities around the threshold that holds a share of these pictures.
+
+    It reaches equally far to both sides of the boundary in logits and holds at most floor(share * N) of the N
+    pictures: the nearest ones. Pictures equally far from the boundary are in it together or not at all.
+
+    Args:
+        decision: threshold and temperature; its own band plays no part.
+        logits: raw, ``[N]``.
+        share: in (0, 1).
+
+    Returns:
+        (lo, hi); a picture is uncertain iff lo <= probability < hi.
+
+    Raises:
+        UsageError: the share is out of range.
+        DataError: fewer pictures than the share can be read from, or too many at one distance.
+    """
+    if not 0 < share < 1:
+        raise UsageError(f"uncertain share: found {share}, expected a share above 0 and below 1")
+    distances = np.sort(np.abs(np.asarray(logits, dtype=np.float64) - decision.boundary_logit))
+    wanted = min(int(share * distances.size + _ROUNDING), distances.size - 1)
+    gaps = np.flatnonzero(distances[:-1] < distances[1:])  # the band may end behind picture k where it grows
+    if wanted < 1 or not (gaps < wanted).any():
+        raise DataError(
+            f"calibration: {distances.size} pictures cannot show an uncertain share of {share}; "
+            "give more pictures or a higher --uncertain-share"
+        )
+    last = int(gaps[gaps < wanted].max())
+    reach = (distances[last] + distances[last + 1]) / 2
+    ends = decision.boundary_logit + np.array([-reach, reach])
+    low, high = probabilities_from_logits(ends, decision.temperature).tolist()
+    return low, high
 
 
 def _temperature(labels: NDArray[np.int64], logits: NDArray[np.float64], *, least: float) -> float:

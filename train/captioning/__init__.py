@@ -1,0 +1,1 @@
+"""Captions that nobody wrote: from folder names, or from a CoCa model that looks at the pictures."""

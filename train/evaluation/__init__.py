@@ -1,0 +1,1 @@
+"""Measuring a trained run: scores per generator, robustness, tables, files and plots; and calibrating it."""
