@@ -24,7 +24,7 @@ from export.parity.compare import HopReport
 from export.parity.fp16_graph import fp16_graph_parity
 from export.parity.limits import own_limits
 from export.precision import PrecisionReport, fp16_from_fp32
-from export.source import RUN, source_kind
+from export.source import ONNX, source_kind
 from export.versions import source_commit, tool_versions
 from runtime.backends.onnx_session import OnnxSession
 from runtime.console import logger
@@ -93,7 +93,7 @@ def build_bundle(source: Path, output: Path, options: BundleOptions) -> BundleRe
         if backend != "onnxruntime":
             require_buildable(options.engine, backend=backend)
     loaded: CheckpointSource | OnnxSource
-    loaded = CheckpointSource(source) if source_kind(source) == RUN else OnnxSource(source)
+    loaded = OnnxSource(source) if source_kind(source) == ONNX else CheckpointSource(source)
     profile = options.engine.profiles[0]
     slug = slug_from_text(options.name or str(loaded.backbone["name"]))
     with BundleWriter(output) as writer:

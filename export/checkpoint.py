@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 
 from export.graph.detector import detector_graph
 from export.graph.tower import tower_from_torch
+from export.source import is_official
 from runtime.decision import Decision
-from runtime.errors import MissingDependencyError
+from runtime.errors import CheckpointError, MissingDependencyError, UsageError
 
 _BATCH = 16
 
@@ -25,10 +27,11 @@ class CheckpointSource:
     """A run's checkpoint, loaded in float32 on the CPU with its adapters unmerged.
 
     Args:
-        run: the run's folder.
+        run: the run's folder, or the authors' .pth, which is imported with the defaults of import-official.
 
     Raises:
         CheckpointError: the run is damaged, incomplete or of another architecture.
+        UsageError: the file is one that import-official needs a flag for.
         MissingDependencyError: torch or open_clip is not installed.
     """
 
@@ -41,7 +44,17 @@ class CheckpointSource:
             raise MissingDependencyError(
                 f'a checkpoint needs torch and open_clip ({err}); pip install "dgsnet[train]"'
             ) from err
-        self._checkpoint = load_checkpoint(run)
+        if not is_official(run):
+            self._checkpoint = load_checkpoint(run)
+            return
+        from train.official.importing import import_official
+
+        with tempfile.TemporaryDirectory(prefix="dgsnet-import-") as folder:
+            try:
+                import_official(run, Path(folder) / "run")
+            except (CheckpointError, UsageError) as err:
+                raise type(err)(f"{err} (flags are of python -m train import-official)") from err
+            self._checkpoint = load_checkpoint(Path(folder) / "run")
 
     @property
     def decision(self) -> Decision:

@@ -1,4 +1,4 @@
-"""What a path on the command line is: a run, a bundle, or an ONNX file that follows the contract."""
+"""What a path on the command line is: a run, a bundle, the authors' file, or an ONNX of the contract."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from runtime.errors import UsageError
 from runtime.manifest import MANIFEST_NAME
 
-RUN, BUNDLE, ONNX = "run", "bundle", "onnx"
+RUN, BUNDLE, ONNX, OFFICIAL = "run", "bundle", "onnx", "official"
 
 
 def source_kind(path: Path) -> str:
-    """Returns "run", "bundle" or "onnx".
+    """Returns "run", "bundle", "onnx" or "official".
 
     Raises:
         UsageError: none of these.
@@ -22,11 +22,17 @@ def source_kind(path: Path) -> str:
         return RUN
     if path.suffix == ".onnx" and path.is_file():
         return ONNX
+    if is_official(path):
+        return OFFICIAL
     found = (
         "nothing there" if not path.exists() else "a folder of something else" if path.is_dir() else "a file"
     )
-    hint = "; the authors' .pth cannot be read by this version" if path.suffix == ".pth" else ""
     raise UsageError(
-        f"{path}: found {found}, expected a run (checkpoint.json), a bundle ({MANIFEST_NAME}) or an ONNX "
-        f"file{hint}"
+        f"{path}: found {found}, expected a run (checkpoint.json), a bundle ({MANIFEST_NAME}), an ONNX "
+        "file or the authors' .pth"
     )
+
+
+def is_official(path: Path) -> bool:
+    """Whether a path is a file that import-official reads: a .pth of the authors of DGS-Net."""
+    return path.suffix == ".pth" and path.is_file()

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from onnx import numpy_helper
 from runtime.bundle import open_bundle
 from runtime.detector import Detector
 from runtime.errors import ManifestError
+from runtime.golden import read_golden
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -332,12 +334,40 @@ def test_build_engine__refuses_what_is_no_source(tmp_path: Path) -> None:
     (tmp_path / "model.pth").write_bytes(b"x")
     for source, message in (
         ("absent", "nothing there"),
-        ("model.pth", "authors' .pth"),
+        ("model.pth", "(flags are of python -m train import-official)"),
         (".", "something else"),
     ):
         done = command("export", "build-engine", tmp_path / source, "-o", tmp_path / "b")
         assert done.returncode == 2
         assert message in done.stderr
+
+
+def test_build_bundle__takes_the_authors_file(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The demo's tower stands in for ViT-L/14, whose file has 3.4 GB."""
+    import torch
+
+    from export.build import BundleOptions, build_bundle
+    from train.checkpoint import load_checkpoint
+    from train.official import importing
+    from train.official.exporting import export_official
+
+    real = importing.import_dgsnet
+
+    def small(*arguments: Any, **named: Any) -> Any:
+        return real(*arguments, **named | {"backbone": "dgsnet-tiny-p32"})
+
+    monkeypatch.setattr(importing, "import_dgsnet", small)
+    export_official(run_folder, tmp_path / "official.pth")
+    report = build_bundle(tmp_path / "official.pth", tmp_path / "bundle", BundleOptions())
+    assert report.hops
+    golden = read_golden(tmp_path / "bundle" / "golden.npz", 256)
+    with Detector.open(tmp_path / "bundle") as detector:
+        logits, _ = detector.backend.run(golden.images)
+    with torch.inference_mode():
+        wanted = load_checkpoint(run_folder).model(torch.from_numpy(np.array(golden.images)))[0].numpy()
+    assert np.abs(logits - wanted).max() < 1e-3
 
 
 def test_verify__names_the_damaged_file(copy: Path) -> None:
