@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import ImageError, SpecError
+from runtime.entropy import entropy_at, patch_at, patch_entropy, patch_grid
+from runtime.errors import SpecError
+from runtime.sifting import extreme_entropies
 from runtime.spec import (
     GRID_SIDE,
     HIGHEST_COUNT,
@@ -23,41 +25,20 @@ from runtime.spec import (
     PERMUTATION,
 )
 
-# Patches transformed at once. With 16 no temporary exceeds 140 kB, which the allocator reuses without fresh
-# pages, in worker threads too. Measured at 1024 x 1024 in a worker of a busy 2-core machine: 24 ms with 16,
-# 35 ms with 8, 50 ms with 32 to 256; alone in the main thread 11 ms with 16 or 32, 18 ms and more above.
-_CHUNK = 16
-# rfft2 leaves out the conjugate-symmetric half: every column but the first and the Nyquist one counts twice.
-_COLUMN_WEIGHT = np.array([1.0] + [2.0] * (PATCH_SIDE // 2 - 1) + [1.0])
-_EPSILON = 1e-12
-_DECIMALS = 9
+__all__ = [
+    "chosen_indices",
+    "mosaic_from_patches",
+    "patch_entropy",
+    "select_patches",
+    "selected_indices",
+    "selected_patches",
+]
 
-
-def patch_entropy(image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Returns the spectral entropy of every 32 x 32 patch, in bits.
-
-    grey = 0.299 R + 0.587 G + 0.114 B; p = |FFT2(grey)|^2 / (sum + 1e-12);
-    entropy = -sum p log2(p + 1e-12), rounded to 9 decimals. Source: arXiv 2511.13108, patch selection.
-
-    Args:
-        image: uint8 ``[H, W, 3]``; the remainder beyond a multiple of 32 is ignored.
-
-    Returns:
-        float64 ``[H // 32, W // 32]``.
-
-    Raises:
-        ImageError: not uint8 ``[H, W, 3]``, or a side under 32 pixels.
-    """
-    rows, columns = _grid(image)
-    entropy = np.empty((rows, columns), dtype=np.float64)
-    rows_at_once = max(1, _CHUNK // columns)
-    for top in range(0, rows, rows_at_once):
-        bottom = min(top + rows_at_once, rows)
-        for left in range(0, columns, _CHUNK):
-            right = min(left + _CHUNK, columns)
-            block = image[top * PATCH_SIDE : bottom * PATCH_SIDE, left * PATCH_SIDE : right * PATCH_SIDE]
-            entropy[top:bottom, left:right] = _block_entropy(block)
-    return entropy
+# Two float32 entropies further apart than this are in the right order: each errs by up to 2.2e-6.
+_ORDER_MARGIN = 1e-5
+# Where ties at zero are looked for: so many of the first candidates, so many at a time.
+_LOOKED_FOR_ZEROS = 512
+_EARLY = 64
 
 
 def selected_indices(entropy: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -77,6 +58,36 @@ def selected_indices(entropy: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.concatenate([order[:LOWEST_COUNT], order[-HIGHEST_COUNT:]])
 
 
+def chosen_indices(image: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Returns ``selected_indices(patch_entropy(image))``, in a third to a fifth of the time.
+
+    float32 sifts; every patch that it leaves within 1e-5 of another one near a cut is measured in float64.
+
+    Args:
+        image: uint8 ``[H, W, 3]``.
+
+    Returns:
+        int64 ``[49]``.
+
+    Raises:
+        ImageError: not uint8 ``[H, W, 3]``, or a side under 32 pixels.
+    """
+    rows, columns = patch_grid(image)
+    if rows * columns <= PATCH_COUNT:
+        return selected_indices(patch_entropy(image))
+    entropy = extreme_entropies(image, LOWEST_COUNT, HIGHEST_COUNT, _ORDER_MARGIN).reshape(-1)
+    sifted = np.flatnonzero(~np.isnan(entropy))
+    cuts = np.partition(entropy[sifted], (LOWEST_COUNT - 1, -HIGHEST_COUNT))
+    lowest = sifted[entropy[sifted] <= cuts[LOWEST_COUNT - 1] + _ORDER_MARGIN]
+    lowest = _without_late_zeros(image, lowest)
+    highest = sifted[entropy[sifted] >= cuts[-HIGHEST_COUNT] - _ORDER_MARGIN]
+    undecided = np.union1d(_close_to_another(entropy, lowest), _close_to_another(entropy, highest))
+    entropy[undecided] = entropy_at(image, undecided.tolist())
+    lowest = lowest[np.argsort(entropy[lowest], kind="stable")]
+    highest = highest[np.argsort(entropy[highest], kind="stable")]
+    return np.concatenate([lowest[:LOWEST_COUNT], highest[-HIGHEST_COUNT:]])
+
+
 def selected_patches(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Returns the pixels of the 49 selected patches, unpermuted.
 
@@ -92,12 +103,8 @@ def selected_patches(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     Raises:
         ImageError: not uint8 ``[H, W, 3]``, or a side under 32 pixels.
     """
-    columns = _grid(image)[1]
-    origins = [
-        (int(index) // columns * PATCH_SIDE, int(index) % columns * PATCH_SIDE)
-        for index in selected_indices(patch_entropy(image))
-    ]
-    return np.stack([image[y : y + PATCH_SIDE, x : x + PATCH_SIDE] for y, x in origins])
+    columns = patch_grid(image)[1]
+    return np.stack([patch_at(image, index, columns) for index in chosen_indices(image).tolist()])
 
 
 def mosaic_from_patches(
@@ -143,32 +150,22 @@ def select_patches(
     return mosaic_from_patches(selected_patches(image), permutation)
 
 
-def _grid(image: NDArray[np.uint8]) -> tuple[int, int]:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ImageError(f"found {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]")
-    height, width = image.shape[:2]
-    if min(height, width) < PATCH_SIDE:
-        raise ImageError(
-            f"found {width} x {height} pixels, expected at least {PATCH_SIDE} on each side; "
-            "use a larger original, not an enlarged copy"
-        )
-    return height // PATCH_SIDE, width // PATCH_SIDE
+def _without_late_zeros(image: NDArray[np.uint8], candidates: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns the candidates up to the 24th of entropy 0, if it comes early: nothing later can be lower.
+
+    A picture on a white ground has thousands of candidates; without this, all of them would be measured.
+    """
+    zeros = 0
+    for start in range(0, min(candidates.size - _EARLY, _LOOKED_FOR_ZEROS), _EARLY):
+        zeros += int(np.count_nonzero(entropy_at(image, candidates[start : start + _EARLY].tolist()) == 0.0))
+        if zeros >= LOWEST_COUNT:
+            return candidates[: start + _EARLY]
+    return candidates
 
 
-def _block_entropy(block: NDArray[np.uint8]) -> NDArray[np.float64]:
-    rows, columns = block.shape[0] // PATCH_SIDE, block.shape[1] // PATCH_SIDE
-    block = block[: rows * PATCH_SIDE, : columns * PATCH_SIDE]
-    grey = np.multiply(block[..., 0], 0.299, dtype=np.float64)
-    grey += np.multiply(block[..., 1], 0.587, dtype=np.float64)
-    grey += np.multiply(block[..., 2], 0.114, dtype=np.float64)
-    patches = grey.reshape(rows, PATCH_SIDE, columns, PATCH_SIDE).transpose(0, 2, 1, 3)
-    spectrum = np.fft.rfft2(patches)
-    power = np.square(spectrum.real)
-    power += np.square(spectrum.imag)
-    total = (power.sum(axis=-2) * _COLUMN_WEIGHT).sum(axis=-1) + _EPSILON
-    share = power / total[..., None, None]
-    bits = np.log2(share + _EPSILON)
-    bits *= share
-    entropy: NDArray[np.float64] = -(bits.sum(axis=-2) * _COLUMN_WEIGHT).sum(axis=-1)
-    # Adding 0.0 turns the -0.0 of flat patches into 0.0.
-    return np.round(entropy, _DECIMALS) + 0.0
+def _close_to_another(entropy: NDArray[np.float64], candidates: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns those candidates whose order among the candidates float32 does not tell."""
+    ascending = candidates[np.argsort(entropy[candidates])]
+    is_close = np.diff(entropy[ascending]) <= _ORDER_MARGIN
+    undecided: NDArray[np.int64] = ascending[np.append(is_close, False) | np.insert(is_close, 0, False)]
+    return undecided
