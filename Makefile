@@ -71,6 +71,7 @@ check: $(SETUP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(PY) -m tools.tensorrt_api.check
 
 format: $(SETUP)
 	$(VENV)/bin/ruff format .

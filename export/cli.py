@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 
 from export.commands.build_engine import build_engine
+from export.commands.doctor import doctor
+from export.commands.inspect import inspect_command
 from export.commands.onnx import onnx
 from export.commands.parity import parity
 from export.commands.verify import verify
@@ -18,5 +20,5 @@ def cli() -> None:
     """
 
 
-for _command in (build_engine, onnx, parity, verify):
+for _command in (build_engine, onnx, parity, verify, inspect_command, doctor):
     cli.add_command(_command)

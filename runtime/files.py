@@ -25,10 +25,18 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as err:
         os.unlink(temporary)
+        if isinstance(err, OSError):
+            raise OSError(err.errno, err.strerror, str(path)) from err
         raise
     sync_folder(path.parent)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Removes what killed writers left in a folder; call it where no other process writes there."""
+    for path in folder.glob(".*.tmp-*"):
+        path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

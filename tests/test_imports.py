@@ -36,7 +36,7 @@ COMMANDS = {
         "import-official",
         "export-official",
     ),
-    "export": ("", "build-engine", "onnx", "parity", "verify"),
+    "export": ("", "build-engine", "onnx", "parity", "verify", "inspect", "doctor"),
     "runtime": ("", "predict", "info", "selftest"),
     "kernels": ("", "bench", "report"),
 }

@@ -42,7 +42,13 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    run: Path, model: DgsNet, config: TrainConfig, backbone: BackboneInfo, data: dict[str, Any]
+    run: Path,
+    model: DgsNet,
+    config: TrainConfig,
+    backbone: BackboneInfo,
+    data: dict[str, Any],
+    *,
+    identity: dict[str, Any] | None = None,
 ) -> None:
     """Writes a run's checkpoint atomically; the record is written last and names the weights' hash.
 
@@ -52,6 +58,7 @@ def save_checkpoint(
         config: stored whole.
         backbone: its weights are stored too when no hub has them.
         data: fingerprint and counts of the training data.
+        identity: what the run was made from, for a later ``--resume`` to compare; None where none was run.
 
     Raises:
         CheckpointError: a weight is not finite; nothing is written then.
@@ -73,6 +80,7 @@ def save_checkpoint(
         "decision": Decision().to_json(),
         "classes": list(CLASSES),
         "data": data,
+        "identity": identity or {},
         "weights_sha256": hashlib.sha256(encoded).hexdigest(),
     }
     write_atomically(run / WEIGHTS_NAME, encoded)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from train.loop.forecast import Forecast
+
 
 @dataclass(frozen=True)
 class FitOptions:
@@ -16,7 +18,7 @@ class FitOptions:
         overwrite: replace the checkpoint, the logs and the unfinished state that RUN holds.
         limit: use at most so many pictures of each split; 0 uses all.
         dry_run: do all but training, and write nothing.
-        overfit_steps: train one batch for so many steps instead, and write nothing; 0 does not.
+        overfit_steps: train one batch for so many steps, 2 or more, and write nothing; 0 does not.
         tensorboard: write TensorBoard's files beside the JSON lines.
     """
 
@@ -46,7 +48,9 @@ class RunSummary:
         steps: optimiser steps over all stages; 0 if nothing was trained.
         val_ap: AP of the checkpoint on val; None without such a split.
         best: best value of ``schedule.metric`` on the way; None if it was never measured.
-        overfit: first and last loss of ``overfit_steps``.
+        overfit: first and last L_img of ``overfit_steps``.
+        val: folder of the val split; None without one.
+        forecast: what each stage was expected to take before it began.
     """
 
     train_samples: int
@@ -56,3 +60,5 @@ class RunSummary:
     val_ap: float | None = None
     best: float | None = None
     overfit: tuple[float, float] | None = None
+    val: str | None = None
+    forecast: tuple[Forecast, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,34 @@ import torch
 from torch import Tensor
 
 from runtime.errors import GateFailedError, UsageError
+from runtime.files import remove_temporaries
 from train.backbone import load_clip
-from train.checkpoint import RECORD_NAME, read_trained_weights, save_checkpoint
+from train.checkpoint import RECORD_NAME, read_record, read_trained_weights, save_checkpoint
 from train.config import TrainConfig
+from train.data.layout import split_folder
 from train.data.mosaics import MosaicSet
 from train.device import require_device
 from train.fit_options import FitOptions, RunSummary
 from train.loop.feed import Material
-from train.loop.forecast import forecast_stages, overfit_one_batch
+from train.loop.forecast import Forecast, forecast_stages
 from train.loop.keeper import Keeper, clear_kept
+from train.loop.overfitting import overfit_one_batch
 from train.loop.ranks import Ranks, joined_ranks
-from train.loop.resume import FOLDER_NAME, Position, State, check_identity, clear_state, load_state
-from train.loop.step_log import StepLog
+from train.loop.resume import (
+    FOLDER_NAME,
+    STATE_NAME,
+    Position,
+    State,
+    check_identity,
+    clear_state,
+    load_state,
+)
+from train.loop.stage_loop import memory_advice
+from train.loop.step_log import StepLog, require_tensorboard
 from train.loop.trainer import Trainer
 from train.loop.validation import validation_logits
 from train.metrics import average_precision
-from train.preparation import prepare_data
+from train.preparation import find_data, prepare_data
 from train.recipes import build_model, recipe_of
 from train.text_features import (
     CACHE_NAME,
@@ -67,11 +80,10 @@ def fit_run(data: Path, run: Path, config: TrainConfig, options: FitOptions) -> 
         GateFailedError: a loss or a trained weight is not finite, or one batch was not learnt.
     """
     require_device(options.device)
+    _check_options(run, config, options)
     with joined_ranks(options.device) as ranks:
-        state = _state_of(run, options)
-        if options.resume and state is None and (run / RECORD_NAME).exists():
-            return None
-        return _Fit(data, run, config, options, ranks, state).go()
+        fit = _Fit(data, run, config, options, ranks, _state_of(run, options))
+        return None if fit.is_finished else fit.go()
 
 
 class _Fit:
@@ -92,12 +104,21 @@ class _Fit:
         self.ranks = ranks
         self.state = state
         recipe = recipe_of(config)
-        captions = options.captions if recipe.needs_captions else None
-        self.data = prepare_data(data, config.data, captions=captions, limit=options.limit, ranks=ranks)
+        found = find_data(
+            data, captions=options.captions if recipe.needs_captions else None, limit=options.limit
+        )
+        if not found.val:
+            _refuse_validation(config)
         clip, self.backbone = load_clip(config.backbone, config.pretrained, seed=config.seed)
         activation = "QuickGELU" if self.backbone.quick_gelu else "GELU"
         logger.info("backbone %s, %s weights, %s", self.backbone.name, self.backbone.pretrained, activation)
+        self.data = prepare_data(found, config.data, ranks)
         self.identity = self._identity()
+        self.is_finished = options.resume and state is None and (run / RECORD_NAME).exists()
+        if self.is_finished:
+            record = read_record(run)
+            check_identity(run, record.get("identity", {}), self.identity)
+            return
         if state is not None:
             check_identity(run, state.identity, self.identity)
         # Whatever can fail because of the data fails before the run's folder is touched.
@@ -105,7 +126,9 @@ class _Fit:
         val = None
         if self.data.val:
             val = MosaicSet(self.data.val, config.data, seed=config.seed, title="reading val patches")
-        self._prepare_folder()
+        if options.writes and ranks.is_first:
+            (run / FOLDER_NAME).mkdir(parents=True, exist_ok=True)
+        ranks.wait()
         text = self._text_features(clip) if recipe.needs_captions else torch.empty(0)
         visual = clip.visual
         del clip  # the text tower leaves memory here
@@ -113,13 +136,15 @@ class _Fit:
         self.model = build_model(visual, self.backbone.embed_dim, config).to(ranks.device)
         self.material = Material(train, val, text)
         self.trainer = Trainer(run, self.model, config, self.material, ranks)
+        self.forecast: tuple[Forecast, ...] = ()
 
     def go(self) -> RunSummary:
         """Trains, or does what the options ask for instead."""
         if self.state is None:
-            for forecast in forecast_stages(
+            self.forecast = forecast_stages(
                 self.trainer.stages, self.model, self.trainer.feed, self.config, self.ranks
-            ):
+            )
+            for forecast in self.forecast:
                 logger.info("%s", forecast)
         if self.options.overfit_steps:
             return self._overfit()
@@ -135,6 +160,8 @@ class _Fit:
         if self.state is None:
             # From here on RUN is an unfinished run, even if it is killed before its first step.
             self.trainer.save(Position(), None, None, keeper, self.identity)
+            if self.ranks.is_first:
+                clear_kept(self.run)
         else:
             logger.info("going on at step %d", self.state.position.total_step)
         with StepLog(
@@ -153,6 +180,7 @@ class _Fit:
         val_ap = self._val_ap()
         if self.ranks.is_first:
             clear_state(self.run)
+            remove_temporaries(self.run)
         return self._summary(steps=steps, val_ap=val_ap, best=keeper.best)
 
     def _overfit(self) -> RunSummary:
@@ -166,32 +194,30 @@ class _Fit:
         )
         if not losses[-1] < _LEARNT * losses[0]:
             raise GateFailedError(
-                f"one batch, {len(losses)} steps: the loss went from {losses[0]:.4f} to {losses[-1]:.4f}, "
-                f"expected less than half; look at the labels and the backbone, or raise optim.lr"
+                f"one batch, {len(losses)} steps: the image loss went from {losses[0]:.4f} to "
+                f"{losses[-1]:.4f}, expected less than half; look at the labels and the backbone, try more "
+                f"steps, or another optim.lr than {self.config.optim.lr:g}"
             )
         return self._summary(overfit=(losses[0], losses[-1]))
 
     def _save(self, folder: Path) -> None:
-        facts = self.data.facts() | {"captions": self.options.captions, "processes": self.ranks.count}
-        save_checkpoint(folder, self.model, self.config, self.backbone, facts)
+        facts = self.data.facts | {"captions": self.options.captions}
+        save_checkpoint(folder, self.model, self.config, self.backbone, facts, identity=self.identity)
 
     def _val_ap(self) -> float | None:
         val = self.material.val
         if val is None:
             return None
-        logits = validation_logits(self.model.eval(), val, self.config.data.batch, self.ranks)
+        with memory_advice(self.config):
+            logits = validation_logits(self.model.eval(), val, self.config, self.ranks)
         return average_precision(val.labels.numpy(), logits)
 
     def _summary(self, **found: Any) -> RunSummary:
-        return RunSummary(len(self.data.train), len(self.data.val), self.data.unreadable, **found)
-
-    def _prepare_folder(self) -> None:
-        if self.options.writes and self.ranks.is_first:
-            if self.state is None:
-                clear_state(self.run)
-                clear_kept(self.run)
-            (self.run / FOLDER_NAME).mkdir(parents=True, exist_ok=True)
-        self.ranks.wait()
+        data = self.data
+        val = str(split_folder(data.val[0])) if data.val else None
+        return RunSummary(
+            len(data.train), len(data.val), data.facts["unreadable"], val=val, forecast=self.forecast, **found
+        )
 
     def _text_features(self, clip: Any) -> TextFeatures | Tensor:
         clip = clip.to(self.ranks.device)
@@ -205,7 +231,7 @@ class _Fit:
         settings = dict(self.config.flat())
         return {
             **{key: value for key, value in settings.items() if key not in FREE_SETTINGS},
-            **{f"data set, {key}": value for key, value in self.data.facts().items()},
+            **{f"data set, {key}": value for key, value in self.data.facts.items()},
             "captions": _digest(self.data.captions),
             "base weights": self.backbone.sha256,
             "processes": self.ranks.count,
@@ -214,16 +240,48 @@ class _Fit:
         }
 
 
+def _check_options(run: Path, config: TrainConfig, options: FitOptions) -> None:
+    """Finds mistakes that cost nothing to find before anything is read."""
+    if options.resume and options.overwrite:
+        raise UsageError("--resume and --overwrite: found both, expected one of them")
+    if options.captions and not recipe_of(config).needs_captions:
+        raise UsageError(f"--captions: the recipe {config.recipe!r} reads none; leave it out")
+    if options.overfit_steps == 1:
+        raise UsageError("--overfit-one-batch: found 1, expected 2 or more steps to compare")
+    if not options.writes:
+        return
+    if options.tensorboard:
+        require_tensorboard()
+    place = run
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise UsageError(f"{place}: found a file, expected a folder for the run")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(f"{place}: cannot be written; choose another folder for the run")
+
+
+def _refuse_validation(config: TrainConfig) -> None:
+    schedule = config.schedule
+    asked = {
+        "keep=best": schedule.keep == "best",
+        "patience": schedule.patience > 0,
+        "keep_last": schedule.keep_last > 0,
+        "validate_every": schedule.validate_every > 0,
+    }
+    for name, is_asked in asked.items():
+        if is_asked:
+            raise UsageError(f"schedule.{name}: found no val split beside train, which it is measured on")
+
+
 def _state_of(run: Path, options: FitOptions) -> State | None:
     if options.resume:
-        if options.overwrite:
-            raise UsageError("--resume and --overwrite: found both, expected one of them")
         return load_state(run)
     if options.overwrite or not options.writes:
         return None
     if (run / RECORD_NAME).exists():
         raise UsageError(f"{run}: holds a checkpoint already; choose another folder or give --overwrite")
-    if load_state(run) is not None:
+    if (run / FOLDER_NAME / STATE_NAME).exists():
         raise UsageError(f"{run}: holds an unfinished run; give --resume to go on, or --overwrite")
     return None
 

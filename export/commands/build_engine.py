@@ -58,8 +58,8 @@ def build_engine(
 ) -> None:
     """Builds CHECKPOINT into a bundle: ONNX, FP16, engines, parity, hashes.
 
-    CHECKPOINT is a run's folder or an ONNX file that follows the graph contract. With a bundle instead, an
-    engine for this machine is added to it in place; no torch is needed for that.
+    CHECKPOINT is a run's folder, the authors' .pth, or an ONNX file that follows the graph contract. With a
+    bundle instead, an engine for this machine is added to it in place; no torch is needed for that.
 
     Without --backend: onnxruntime.
     """

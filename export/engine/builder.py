@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from export.engine.driver import driver_version
 from export.engine.naming import target_from_text, target_number
@@ -18,6 +18,11 @@ from runtime.errors import EngineBuildError, GateFailedError, MissingDependencyE
 from runtime.files import write_atomically
 from runtime.machine import CudaDevice, cuda_device
 from runtime.spec import INPUT_NAME, MOSAIC_SIDE
+
+if TYPE_CHECKING:
+    import tensorrt
+
+    from export.engine.watch import BuildLog
 
 _POLL_SECONDS = 0.05
 _TURING = 75
@@ -119,7 +124,9 @@ def _default_targets(trt: TrtModule) -> list[str]:
     return [target for target in trt.architectures if target_number(target) > _TURING]
 
 
-def _checked_share(trt: TrtModule, network: Any, options: BuildOptions, name: str) -> tuple[float, int]:
+def _checked_share(
+    trt: TrtModule, network: tensorrt.INetworkDefinition, options: BuildOptions, name: str
+) -> tuple[float, int]:
     outputs = weighted_outputs(trt, network)
     share = options.policy.share(outputs)
     if options.precision == "fp16":
@@ -134,7 +141,11 @@ def _checked_share(trt: TrtModule, network: Any, options: BuildOptions, name: st
 
 
 def _configure(
-    trt: TrtModule, builder: Any, config: Any, options: BuildOptions, targets: tuple[str, ...]
+    trt: TrtModule,
+    builder: tensorrt.Builder,
+    config: tensorrt.IBuilderConfig,
+    options: BuildOptions,
+    targets: tuple[str, ...],
 ) -> None:
     for sizes in options.profiles:
         profile = builder.create_optimization_profile()
@@ -146,13 +157,21 @@ def _configure(
     # On by default, TF32 would cut what the graph keeps FP32 to the mantissa of FP16.
     config.clear_flag(trt.api.BuilderFlag.TF32)
     if trt.architectures:
-        config.num_compute_capabilities = len(targets)
-        for index, target in enumerate(targets):
-            if not config.set_compute_capability(trt.architectures[target], index):
-                raise EngineBuildError(f"target {target}: {trt.backend} {trt.version} refuses it")
+        _choose_targets(trt, config, targets)
 
 
-def _timing_cache(trt: TrtModule, config: Any, options: BuildOptions) -> Any:
+def _choose_targets(trt: TrtModule, config: tensorrt.IBuilderConfig, targets: tuple[str, ...]) -> None:
+    if not hasattr(config, "num_compute_capabilities") or not hasattr(config, "set_compute_capability"):
+        raise EngineBuildError(f"{trt.backend} {trt.version} lists targets and takes none, expected it to")
+    config.num_compute_capabilities = len(targets)
+    for index, target in enumerate(targets):
+        if not config.set_compute_capability(trt.architectures[target], index):
+            raise EngineBuildError(f"target {target}: {trt.backend} {trt.version} refuses it")
+
+
+def _timing_cache(
+    trt: TrtModule, config: tensorrt.IBuilderConfig, options: BuildOptions
+) -> tensorrt.ITimingCache | None:
     if options.timing_cache is None:
         return None
     known = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
@@ -165,20 +184,25 @@ def _timing_cache(trt: TrtModule, config: Any, options: BuildOptions) -> Any:
 
 
 def _build(
-    trt: TrtModule, builder: Any, network: Any, config: Any, log: Any, title: str
-) -> tuple[Any, float]:
+    trt: TrtModule,
+    builder: tensorrt.Builder,
+    network: tensorrt.INetworkDefinition,
+    config: tensorrt.IBuilderConfig,
+    log: BuildLog,
+    title: str,
+) -> tuple[tensorrt.IHostMemory, float]:
     """Builds in a worker thread: TensorRT lets go of the interpreter, so Ctrl-C is still heard here."""
     tree = PhaseTree()
     monitor = make_monitor(trt.api, tree)
-    if monitor is not None:
-        config.progress_monitor = monitor
-    outcome: dict[str, Any] = {}
+    config.progress_monitor = monitor
+    plans: list[tensorrt.IHostMemory | None] = []
+    errors: list[Exception] = []
 
     def work() -> None:
         try:
-            outcome["plan"] = builder.build_serialized_network(network, config)
+            plans.append(builder.build_serialized_network(network, config))
         except Exception as err:
-            outcome["error"] = err
+            errors.append(err)
 
     started = time.monotonic()
     worker = threading.Thread(target=work, name="engine-build", daemon=True)
@@ -193,16 +217,16 @@ def _build(
             tree.cancel()
             worker.join()
             raise
-        if outcome.get("plan") is None:
-            reason = outcome.get("error") or log.last_errors() or "no reason given"
-            raise EngineBuildError(f"{trt.backend} {trt.version} built nothing: {reason}") from outcome.get(
-                "error"
-            )
+        plan = plans[0] if plans else None
+        error = errors[0] if errors else None
+        if plan is None:
+            reason = error or log.last_errors() or "no reason given"
+            raise EngineBuildError(f"{trt.backend} {trt.version} built nothing: {reason}") from error
         progress.advance(100 - progress.done)
-    return outcome["plan"], time.monotonic() - started
+    return plan, time.monotonic() - started
 
 
-def _write(path: Path, host_memory: Any) -> None:
+def _write(path: Path, host_memory: tensorrt.IHostMemory) -> None:
     try:
         write_atomically(path, memoryview(host_memory))
     except OSError as err:
@@ -211,7 +235,7 @@ def _write(path: Path, host_memory: Any) -> None:
         ) from err
 
 
-def _why_not_here(trt: TrtModule, plan: Any, log: Any, gpu: CudaDevice | None) -> str:
+def _why_not_here(trt: TrtModule, plan: tensorrt.IHostMemory, log: BuildLog, gpu: CudaDevice | None) -> str:
     """Returns why the engine cannot be opened on this machine, empty when it was opened."""
     if gpu is None:
         return "no GPU on this machine: built, not run"

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from export.engine.trt_module import TrtModule
 from runtime.errors import EngineBuildError, SpecError
 from runtime.spec import EMBEDDING_NAME, INPUT_NAME, LOGIT_NAME, MOSAIC_SIDE
 
-_WEIGHTED_LAYERS = ("CONVOLUTION", "MATRIX_MULTIPLY")
+if TYPE_CHECKING:
+    import tensorrt
+
+    from export.engine.watch import BuildLog
+
+LayerT = TypeVar("LayerT")
 _ERRORS_SHOWN = 3
 
 
-def parse_network(trt: TrtModule, builder: Any, log: Any, onnx_path: Path) -> tuple[Any, Any]:
+def parse_network(
+    trt: TrtModule, builder: tensorrt.Builder, log: BuildLog, onnx_path: Path
+) -> tuple[tensorrt.INetworkDefinition, tensorrt.OnnxParser]:
     """Returns (network, parser) for an ONNX file that follows the contract; keep both until the build ends.
 
     Raises:
@@ -34,20 +41,20 @@ def parse_network(trt: TrtModule, builder: Any, log: Any, onnx_path: Path) -> tu
     return network, parser
 
 
-def weighted_outputs(trt: TrtModule, network: Any) -> list[tuple[str, bool]]:
+def weighted_outputs(trt: TrtModule, network: tensorrt.INetworkDefinition) -> list[tuple[str, bool]]:
     """Returns (layer name, output is FP16) of every MatMul, Gemm and Conv of the parsed network."""
-    kinds = [trt.api.LayerType.__members__[name] for name in _WEIGHTED_LAYERS]
+    kinds = (trt.api.LayerType.CONVOLUTION, trt.api.LayerType.MATRIX_MULTIPLY)
     layers = [network.get_layer(k) for k in range(network.num_layers)]
     half = trt.api.DataType.HALF
     return [(layer.name, layer.get_output(0).dtype == half) for layer in layers if layer.type in kinds]
 
 
-def _error_text(error: Any) -> str:
+def _error_text(error: tensorrt.ParserError) -> str:
     node = f"node {error.node_name()} ({error.node_operator()}): " if error.node_name() else ""
     return node + " ".join(error.desc().split())[:200]
 
 
-def _check_contract(trt: TrtModule, network: Any, name: str) -> None:
+def _check_contract(trt: TrtModule, network: tensorrt.INetworkDefinition, name: str) -> None:
     types = trt.api.DataType
     inputs = [network.get_input(k) for k in range(network.num_inputs)]
     outputs = [network.get_output(k) for k in range(network.num_outputs)]
@@ -62,17 +69,21 @@ def _check_contract(trt: TrtModule, network: Any, name: str) -> None:
         raise SpecError(f"{name}: found {_signature(found)}, expected {_signature(expected)}")
 
 
-def _signature(tensors: list[tuple[str, Any, tuple[int, ...]]]) -> str:
+def _signature(tensors: list[tuple[str, tensorrt.DataType, tuple[int, ...]]]) -> str:
     return ", ".join(f"{name} {dtype.name} {list(shape)}" for name, dtype, shape in tensors)
 
 
-def _allow_any_attention(trt: TrtModule, network: Any) -> None:
+def _allow_any_attention(trt: TrtModule, network: tensorrt.INetworkDefinition) -> None:
     """Lets ONNX Attention fall back to plain kernels; else a missing fused kernel ends the build."""
-    kind = trt.api.LayerType.__members__.get("ATTENTION_INPUT")
-    if kind is None:
+    if not hasattr(trt.api.LayerType, "ATTENTION_INPUT") or not hasattr(trt.api, "IAttentionInputLayer"):
         return
     for k in range(network.num_layers):
         layer = network.get_layer(k)
-        if layer.type == kind:
-            layer.__class__ = trt.api.IAttentionInputLayer
-            layer.attention.decomposable = True
+        if layer.type == trt.api.LayerType.ATTENTION_INPUT:
+            _as_kind(layer, trt.api.IAttentionInputLayer).attention.decomposable = True
+
+
+def _as_kind(layer: tensorrt.ILayer, kind: type[LayerT]) -> LayerT:
+    """Returns the layer with the members of its own class: TensorRT gives every layer out as an ILayer."""
+    layer.__class__ = kind
+    return cast(LayerT, layer)

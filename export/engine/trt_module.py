@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module, metadata
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from runtime.errors import MissingDependencyError, UsageError
+
+if TYPE_CHECKING:
+    import tensorrt
 
 ENGINE_BACKENDS = ("tensorrt", "tensorrt-rtx")
 # Each alternative is imported in order; the last module of it is the one that is used. The meta package
@@ -30,7 +34,7 @@ class TrtModule:
     """An imported TensorRT and its features.
 
     Attributes:
-        api: the module.
+        api: the module. Its type is known to the check of TensorRT names alone (tools/tensorrt_api).
         backend: "tensorrt" or "tensorrt-rtx".
         version: four parts.
         network_flags: argument of ``create_network`` for a strongly typed network.
@@ -38,11 +42,11 @@ class TrtModule:
         has_timing_cache: whether a timing cache speeds up a later build.
     """
 
-    api: Any
+    api: tensorrt._Module
     backend: str
     version: str
     network_flags: int
-    architectures: dict[str, Any]
+    architectures: Mapping[str, object]
     has_timing_cache: bool
 
 
@@ -59,58 +63,61 @@ def load_trt(backend: str) -> TrtModule:
             f"backend {backend!r} builds no engines, expected one of {', '.join(ENGINE_BACKENDS)}"
         )
     api = _import_first(backend)
-    members = _members(api, "ComputeCapability") if backend == "tensorrt-rtx" else {}
     return TrtModule(
         api=api,
         backend=backend,
         version=_four_part_version(api, backend),
         network_flags=_network_flags(api, backend),
-        architectures={
-            f"sm_{name[2:]}": member for name, member in members.items() if re.fullmatch(r"SM\d+", name)
-        },
+        architectures=_architectures(api) if backend == "tensorrt-rtx" else {},
         has_timing_cache=backend == "tensorrt",
     )
 
 
-def _import_first(backend: str) -> Any:
+def _import_first(backend: str) -> tensorrt._Module:
     reasons = []
     for names in _MODULES[backend]:
         try:
-            return [import_module(name) for name in names][-1]
+            return cast("tensorrt._Module", [import_module(name) for name in names][-1])
         except (ImportError, OSError) as err:
             # A driver library that a container lacks ends the import with OSError.
             reasons.append(f"{names[-1]}: {' '.join(str(err).split())[:200]}")
     raise MissingDependencyError(f"{backend} is not usable here ({'; '.join(reasons)}); {_CURE[backend]}")
 
 
-def _members(api: Any, enum: str) -> dict[str, Any]:
-    return dict(getattr(getattr(api, enum, None), "__members__", {}))
+def _architectures(api: tensorrt._Module) -> dict[str, object]:
+    if not hasattr(api, "ComputeCapability"):
+        return {}
+    members = api.ComputeCapability.__members__.items()
+    return {f"sm_{name[2:]}": member for name, member in members if re.fullmatch(r"SM\d+", name)}
 
 
-def _network_flags(api: Any, backend: str) -> int:
-    flags = _members(api, "NetworkDefinitionCreationFlag")
-    if "STRONGLY_TYPED" not in flags and "FP16" in _members(api, "BuilderFlag"):
+def _network_flags(api: tensorrt._Module, backend: str) -> int:
+    flags = api.NetworkDefinitionCreationFlag
+    if not hasattr(flags, "STRONGLY_TYPED") and hasattr(api.BuilderFlag, "FP16"):
         raise MissingDependencyError(
-            f"{backend} {getattr(api, '__version__', '')} has no strongly typed networks, expected TensorRT "
+            f"{backend} {api.__version__} has no strongly typed networks, expected TensorRT "
             "10.3 or newer; upgrade JetPack to 6.1 or later"
         )
-    return sum(1 << int(flags[name]) for name in ("EXPLICIT_BATCH", "STRONGLY_TYPED") if name in flags)
+    # TensorRT 10 ignores EXPLICIT_BATCH, and 11 has it no more.
+    explicit = 1 << int(flags.EXPLICIT_BATCH) if hasattr(flags, "EXPLICIT_BATCH") else 0
+    typed = 1 << int(flags.STRONGLY_TYPED) if hasattr(flags, "STRONGLY_TYPED") else 0
+    return explicit | typed
 
 
-def _four_part_version(api: Any, backend: str) -> str:
+def _four_part_version(api: tensorrt._Module, backend: str) -> str:
     """Returns the version with its build number, which the Python package of TensorRT 10.3 leaves out."""
-    stated = str(getattr(api, "__version__", ""))
+    stated = str(api.__version__)
     candidates = [stated, *_distribution_versions(api), _library_version(stated)]
     for version in candidates:
         if _FOUR_PARTS.fullmatch(version) and version.startswith(stated):
             return version
     raise MissingDependencyError(
-        f"{backend}: found version {stated or 'unknown'!r}, expected four parts such as 10.3.0.26 from the "
+        f"{backend}: found version {stated!r}, expected four parts such as 10.3.0.26 from the "
         "module, its distribution or its library; reinstall it"
     )
 
 
-def _distribution_versions(api: Any) -> list[str]:
+def _distribution_versions(api: tensorrt._Module) -> list[str]:
     names = metadata.packages_distributions().get(api.__name__, [])
     return [metadata.version(name) for name in dict.fromkeys(names)]
 
@@ -119,6 +126,6 @@ def _library_version(stated: str) -> str:
     parts = ("Major", "Minor", "Patch", "Build")
     try:
         library = ctypes.CDLL(f"libnvinfer.so.{stated.split('.')[0]}")
-        return ".".join(str(getattr(library, f"getInferLib{part}Version")()) for part in parts)
+        return ".".join(str(library[f"getInferLib{part}Version"]()) for part in parts)
     except (OSError, AttributeError):
         return ""

@@ -5,20 +5,35 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, SupportsInt, TypeAlias
+
+if TYPE_CHECKING:
+    import tensorrt
+
+    class BuildLog(tensorrt.ILogger):  # type: ignore[misc]
+        """What make_log returns; it exists for mypy alone, as its base is known when the program runs."""
+
+        def last_errors(self) -> str:
+            """Returns the last errors in one line, empty when there were none."""
+
 
 logger = logging.getLogger("dgsnet.export.engine")
 
 
-def make_log(api: Any) -> Any:
+def make_log(api: tensorrt._Module) -> BuildLog:
     """Returns a TensorRT logger that feeds ours and remembers the last errors."""
+    if TYPE_CHECKING:
+        base: TypeAlias = BuildLog
+    else:
+        base = api.ILogger
 
-    class Log(api.ILogger):  # type: ignore[misc]
+    class Log(base):
         def __init__(self) -> None:
-            api.ILogger.__init__(self)
+            base.__init__(self)  # pybind11 wants it called by name
             self._errors: deque[str] = deque(maxlen=3)
 
-        def log(self, severity: Any, msg: str) -> None:
+        def log(self, severity: tensorrt.ILogger.Severity, msg: str) -> None:
             text = " ".join(msg.split())
             if severity in (api.ILogger.ERROR, api.ILogger.INTERNAL_ERROR):
                 self._errors.append(text[:300])
@@ -32,27 +47,34 @@ def make_log(api: Any) -> Any:
     return Log()
 
 
+@dataclass
+class _Phase:
+    parent: str | None
+    steps: int
+    done: int = 0
+
+
 class PhaseTree:
     """How far a build is: phases nest, and one of n steps done counts as a share of its parent's step."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._phases: dict[str, list[Any]] = {}
+        self._phases: dict[str, _Phase] = {}
         self._furthest = 0.0
         self._cancelled = False
         self.note = ""
 
-    def start(self, name: str, parent: str | None, steps: int) -> None:
+    def start(self, name: str, parent: str | None, steps: SupportsInt) -> None:
         """Opens a phase of so many steps inside ``parent``."""
         with self._lock:
-            self._phases[name] = [parent or None, max(int(steps), 1), 0]
+            self._phases[name] = _Phase(parent or None, max(int(steps), 1))
             self.note = name
 
     def step(self, name: str) -> bool:
         """Counts one step; False tells TensorRT to stop building."""
         with self._lock:
             if name in self._phases:
-                self._phases[name][2] += 1
+                self._phases[name].done += 1
             return not self._cancelled
 
     def finish(self, name: str) -> None:
@@ -60,7 +82,7 @@ class PhaseTree:
         # A root is kept: with it removed the share would fall back to 0.
         with self._lock:
             phase = self._phases.get(name)
-            if phase and phase[0] is not None:
+            if phase and phase.parent is not None:
                 del self._phases[name]
 
     def cancel(self) -> None:
@@ -71,31 +93,32 @@ class PhaseTree:
     def share(self) -> float:
         """Returns the share of the build that is done, 0..1, never less than before."""
         with self._lock:
-            roots = [name for name, phase in self._phases.items() if phase[0] not in self._phases]
+            roots = [name for name, phase in self._phases.items() if phase.parent not in self._phases]
             if roots:
                 self._furthest = max(self._furthest, max(self._share(name) for name in roots))
             return self._furthest
 
     def _share(self, name: str) -> float:
-        _parent, steps, done = self._phases[name]
-        inner = max((self._share(k) for k, p in self._phases.items() if p[0] == name), default=0.0)
-        return float(min((done + inner) / steps, 1.0))
+        phase = self._phases[name]
+        inner = max((self._share(k) for k, p in self._phases.items() if p.parent == name), default=0.0)
+        return min((phase.done + inner) / phase.steps, 1.0)
 
 
-def make_monitor(api: Any, tree: PhaseTree) -> Any:
-    """Returns a TensorRT progress monitor that feeds ``tree``, or None where there is none."""
-    base = getattr(api, "IProgressMonitor", None)
-    if base is None:
-        return None
+def make_monitor(api: tensorrt._Module, tree: PhaseTree) -> tensorrt.IProgressMonitor:
+    """Returns a TensorRT progress monitor that feeds ``tree``."""
+    if TYPE_CHECKING:
+        base: TypeAlias = tensorrt.IProgressMonitor
+    else:
+        base = api.IProgressMonitor
 
-    class Monitor(base):  # type: ignore[misc,valid-type]
+    class Monitor(base):  # type: ignore[misc]
         def __init__(self) -> None:
-            base.__init__(self)  # type: ignore[misc]  # pybind11 wants it called by name
+            base.__init__(self)
 
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: SupportsInt) -> None:
             tree.start(phase_name, parent_phase, num_steps)
 
-        def step_complete(self, phase_name: str, step: int) -> bool:
+        def step_complete(self, phase_name: str, step: SupportsInt) -> bool:
             return tree.step(phase_name)
 
         def phase_finish(self, phase_name: str) -> None:

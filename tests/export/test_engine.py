@@ -289,12 +289,12 @@ def test_target_from_text__reads_each_spelling() -> None:
 
 
 def fake_tensorrt(monkeypatch: pytest.MonkeyPatch, version: str, flags: str, builder_flags: str) -> None:
-    """Puts a module in tensorrt's place that has a version and enums and nothing else."""
+    """Puts a module in tensorrt's place that has a version and two enums and nothing else."""
     module = ModuleType("tensorrt")
     module.__version__ = version  # type: ignore[attr-defined]
     for name, members in (("NetworkDefinitionCreationFlag", flags), ("BuilderFlag", builder_flags)):
         numbered = {member: number for number, member in enumerate(members.split())}
-        setattr(module, name, SimpleNamespace(__members__=numbered))
+        setattr(module, name, SimpleNamespace(**numbered))
     monkeypatch.setitem(sys.modules, "tensorrt", module)
 
 

@@ -14,7 +14,7 @@ from train.config import TrainConfig, config_from_toml
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("lora.rank", "3", "lora.rank' is unknown; there are: .*lora.r,"),
+        ("lora.rank", "3", "lora.rank' is unknown; nearest: .*lora.r,"),
         ("lora.r", "many", "lora.r: found 'many', expected int"),
         ("lora.r", "0", "lora.r: found 0, expected 1 to"),
         ("surgery.order", "first", "surgery.order: found 'first'"),
@@ -101,3 +101,14 @@ def test_from_json__wants_every_key() -> None:
     for odd in ({}, 5, None):
         with pytest.raises(UsageError, match="missing"):
             TrainConfig.from_json(odd)
+
+
+def test_with_value__keeps_every_digit_of_a_seed() -> None:
+    for text in ("9007199254740993", str(2**63 - 1)):
+        assert TrainConfig().with_value("seed", text).seed == int(text)
+    assert TrainConfig().with_value("seed", "1e3").seed == 1000
+
+
+def test_with_value__names_what_is_near() -> None:
+    with pytest.raises(UsageError, match=r"setting 'optim\.learning_rate' is unknown; nearest: .*optim\."):
+        TrainConfig().with_value("optim.learning_rate", 1)

@@ -155,6 +155,13 @@ def test_step_log__forgets_what_came_after_the_state(tmp_path: Path) -> None:
     assert [json.loads(line)["loss"] for line in lines] == [0.5, None]
 
 
+def test_step_log__survives_logs_that_are_gone(tmp_path: Path) -> None:
+    with StepLog(tmp_path, resume_at=500, tensorboard=False) as log:
+        log.write({"stage": 1, "loss": 0.4}, step=1)
+        assert log.sync() == len((tmp_path / STEPS_NAME).read_bytes())
+    assert json.loads((tmp_path / STEPS_NAME).read_text()) == {"stage": 1, "loss": 0.4}
+
+
 def test_step_log__writes_what_tensorboard_reads(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -114,6 +114,28 @@ def test_killed_run__resumes_bit_for_bit(data_set: Path, tmp_path: Path, recipe:
     assert "finished already" in fit(data_set, run, "--resume", *settings)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run__saves_its_step(data_set: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """The whole group gets the signal, as from a terminal, workers included."""
+    run = tmp_path / "run"
+    settings = ("--recipe", "lora", "--set", "schedule.stage2_epochs=300")
+    workers = ("--set", "data.workers=1", "--set", "data.cache_gib=0")
+    process = subprocess.Popen(
+        command(data_set, run, *settings, *workers, "--set", "schedule.save_every=1"),
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    while process.poll() is None and steps_saved(run) < 2:
+        time.sleep(0.02)
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert err.strip().splitlines()[-1] == "stopped"
+    assert not (run / "checkpoint.json").exists()
+    assert steps_saved(run) >= 2
+
+
 def steps_saved(run: Path) -> int:
     try:
         return int(json.loads((run / "resume" / "state.json").read_text())["position"]["total_step"])

@@ -331,6 +331,14 @@ def test_amp__stays_near_fp32(workshop: Workshop, amp: str) -> None:
     assert all(abs(a - b) < 0.1 * a for a, b in norms)  # the loss scale is divided out
 
 
+def test_amp__fp16_warms_the_text_head_up(workshop: Workshop) -> None:
+    """The warm-up is FP32 and has no loss scale, whatever the tower computes in."""
+    config = CONFIG.with_values([("surgery.text_warmup_steps", 3), ("schedule.stage2_steps", 1)])
+    _, exact = workshop.train(config, only=2)
+    _, half = workshop.train(config.with_value("optim.amp", "fp16"), only=2)
+    assert half[0]["loss_text"] == exact[0]["loss_text"]
+
+
 def test_clip_norm__bounds_the_step(workshop: Workshop) -> None:
     config = CONFIG.with_values([("recipe", "lora"), ("schedule.stage2_steps", 1)])
     _, records = workshop.train(config)
@@ -364,7 +372,9 @@ def test_stages__find_weights_that_the_last_step_broke(workshop: Workshop, stage
     head.weight.requires_grad_(True)
     steps = iter([False, False, True])  # the last of three
     head.weight.register_hook(lambda grad: grad * float("nan") if next(steps) else grad)
-    with pytest.raises(GateFailedError, match=rf"stage {stage.number}: head_.*weight holds NaN or Inf"):
+    with pytest.raises(
+        GateFailedError, match=rf"stage {stage.number}, step 2: head_.*weight holds NaN or Inf after it"
+    ):
         workshop.train(CONFIG, model=model, only=stage.number)
 
 

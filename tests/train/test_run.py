@@ -6,15 +6,19 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from runtime.errors import DataError, GateFailedError, UsageError
+from runtime.errors import CheckpointError, DataError, GateFailedError, UsageError
 from train.checkpoint import load_checkpoint, read_record
 from train.config import TrainConfig
 from train.fit_options import FitOptions, RunSummary
+from train.loop import trainer
 from train.run import fit_run
 
 QUIET = FitOptions(tensorboard=False)
@@ -91,20 +95,28 @@ def test_fit_run__leaves_unreadable_pictures_out(data_set: Path, tmp_path: Path)
     assert read_record(tmp_path / "run")["data"]["unreadable"] == 1
 
 
-def test_fit_run__loses_no_training_when_a_val_picture_goes_bad(data_set: Path, tmp_path: Path) -> None:
-    """Headers alone do not show the damage; the run stops at its validation and goes on from there."""
+def test_fit_run__loses_no_training_when_a_val_picture_goes_bad(
+    data_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run stops at its validation and goes on from there once the picture is back."""
     data = small_data_set(data_set, tmp_path / "data")
     picture = data / "val/blur/1_fake/001.png"
     content = picture.read_bytes()
-    truncate(picture)
-    picture.write_bytes(picture.read_bytes().ljust(len(content), b"\0"))
-    settings = {"data.cache_gib": 0, "data.audit": "headers"}
-    with pytest.raises(DataError, match=r"^val/blur/1_fake/001\.png: "):
-        quick_fit(data, tmp_path / "run", **settings)
+    real = trainer.validation_logits
+
+    def with_a_bad_picture(*arguments: Any) -> Any:
+        truncate(picture)
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "validation_logits", with_a_bad_picture)
+        with pytest.raises(DataError, match=r"^val/blur/1_fake/001\.png: "):
+            quick_fit(data, tmp_path / "run", **{"data.cache_gib": 0})
     picture.write_bytes(content)
-    summary = quick_fit(data, tmp_path / "run", FitOptions(resume=True, tensorboard=False), **settings)
+    resume = FitOptions(resume=True, tensorboard=False)
+    summary = quick_fit(data, tmp_path / "run", resume, **{"data.cache_gib": 0})
     assert (summary.steps, summary.val_samples) == (2, 4)
-    whole = quick_fit(data, tmp_path / "whole", **settings)
+    whole = quick_fit(data, tmp_path / "whole", **{"data.cache_gib": 0})
     assert whole.val_ap == summary.val_ap
     first, second = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("run", "whole"))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
@@ -152,10 +164,75 @@ def test_fit_run__dry_run_and_overfitting_write_nothing(
     assert not (tmp_path / "run").exists()
 
 
+def test_fit_run__overfitting_in_fp16_learns_too(data_set: Path, tmp_path: Path) -> None:
+    data = small_data_set(data_set, tmp_path / "data")
+    settings = {"optim.lr": 3e-3, "optim.amp": "fp16", "optim.accumulate": 2}
+    learnt = quick_fit(data, tmp_path / "run", FitOptions(overfit_steps=30), **settings).overfit
+    assert learnt is not None
+    assert learnt[1] < 0.5 * learnt[0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("schedule.keep", "best"),
+        ("schedule.patience", 1),
+        ("schedule.keep_last", 1),
+        ("schedule.validate_every", 1),
+    ],
+)
+def test_fit_run__refuses_to_measure_without_a_val_split(
+    data_set: Path, tmp_path: Path, setting: str, value: object
+) -> None:
+    data = small_data_set(data_set, tmp_path / "data")
+    shutil.rmtree(data / "val")
+    with pytest.raises(UsageError, match=r"found no val split beside train"):
+        quick_fit(data, tmp_path / "run", **{setting: value})
+
+
+def test_fit_run__finds_cheap_mistakes_first(
+    data_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any picture is opened."""
+    monkeypatch.setattr("train.run.prepare_data", lambda *_: pytest.fail("pictures were looked at"))
+    (tmp_path / "file").write_text("x")
+    cases: list[tuple[Path, FitOptions, dict[str, object], str]] = [
+        (tmp_path / "file", QUIET, {}, "found a file, expected a folder"),
+        (tmp_path / "file" / "run", QUIET, {}, "found a file, expected a folder"),
+        (tmp_path / "run", QUIET, {"backbone": "ViT-B-31"}, "nearest: ViT-B-32"),
+        (tmp_path / "run", FitOptions(captions="x.json"), {"recipe": "lora"}, "reads none; leave it out"),
+        (tmp_path / "run", FitOptions(resume=True, overwrite=True), {}, "found both"),
+        (tmp_path / "run", FitOptions(overfit_steps=1), {}, "expected 2 or more"),
+        (tmp_path / "run", FitOptions(limit=1), {}, "--limit: found 1"),
+    ]
+    for run, options, settings, message in cases:
+        with pytest.raises(UsageError, match=message):
+            quick_fit(data_set, run, options, **settings)
+
+
+def test_fit_run__resumes_only_what_it_was(data_set: Path, tmp_path: Path) -> None:
+    data, run = small_data_set(data_set, tmp_path / "data"), tmp_path / "run"
+    resume = FitOptions(resume=True, tensorboard=False)
+    config = TrainConfig(backbone="dgsnet-tiny-p32", pretrained="random", recipe="linear")
+    assert fit_run(data, run, config, resume) is not None  # nothing there: it begins
+    assert fit_run(data, run, config, resume) is None  # finished
+    assert fit_run(data, run, config.with_value("data.workers", 0), resume) is None
+    with pytest.raises(CheckpointError, match=r"recipe was 'linear' when the run began and is 'lora' now"):
+        fit_run(data, run, config.with_value("recipe", "lora"), resume)
+    picture = data / "train/blur/0_real/000.png"
+    content = np.asarray(Image.open(picture)).copy()
+    content[0, 0] ^= 1
+    Image.fromarray(content).save(picture)
+    with pytest.raises(CheckpointError, match="data set, fingerprint was"):
+        fit_run(data, run, config, resume)
+
+
 def test_fit_run__limit_keeps_both_labels(data_set: Path, tmp_path: Path) -> None:
     options = FitOptions(dry_run=True, limit=5)
     summary = quick_fit(data_set, tmp_path / "run", options)
     assert (summary.train_samples, summary.val_samples) == (5, 5)
+    assert summary.val == str(data_set / "val")
+    assert [forecast.stage for forecast in summary.forecast] == [1, 2]
 
 
 def test_fit_run__keeps_the_best_and_the_last(data_set: Path, tmp_path: Path) -> None:

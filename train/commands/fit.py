@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,9 +43,9 @@ if TYPE_CHECKING:
 @click.option(
     "--overfit-one-batch",
     "overfit_steps",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=2),
     metavar="STEPS",
-    help="train one batch alone; exit code 1 unless its loss halves; write nothing",
+    help="train one batch alone; exit code 1 unless its image loss halves; write nothing",
 )
 @click.option("--tensorboard/--no-tensorboard", default=True, help="TensorBoard files beside the JSON lines")
 @click.option("--json", "as_json", is_flag=True, help="JSON on standard output")
@@ -88,15 +89,15 @@ def fit(
         tensorboard=tensorboard,
     )
     summary = fit_run(data, run, config, options)
-    if int(os.environ.get("RANK", "0")):
-        return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")):
+        return  # the first process speaks for all
     if as_json:
         found = {"finished": True} if summary is None else dataclasses.asdict(summary)
         print_json({"schema": 1, "run": str(run), **found})
         return
     click.echo(f"{run}: finished already, nothing to resume" if summary is None else _spoken(run, summary))
     if not dry_run and not overfit_steps:
-        click.echo(_next_command(data, run, summary), err=True)
+        click.echo(_next_command(run, summary), err=True)
 
 
 def _config(
@@ -125,14 +126,15 @@ def _spoken(run: Path, summary: RunSummary) -> str:
         pictures += f" ({summary.unreadable} unreadable ones left out)"
     if summary.overfit is not None:
         first, last = summary.overfit
-        return f"one batch was learnt: its loss went from {first:.4f} to {last:.4f}; nothing was written"
+        return f"one batch was learnt, image loss from {first:.4f} to {last:.4f}; nothing was written"
     if not summary.steps:
-        return f"{pictures} to train on, {summary.val_samples} to validate on; nothing was trained or written"
+        stages = "".join(f"\n{forecast}" for forecast in summary.forecast)
+        return f"{pictures} to train on, {summary.val_samples} to validate on; nothing was written{stages}"
     validated = "no val split" if summary.val_ap is None else f"val AP {summary.val_ap:.3f}"
     return f"trained on {pictures}, {summary.steps} steps, {validated}: {run}"
 
 
-def _next_command(data: Path, run: Path, summary: RunSummary | None) -> str:
-    if summary is not None and summary.val_samples:
-        return f"next: python -m train calibrate {run} {data / 'val'} --fpr 0.05"
-    return f"next: python -m export build-engine {run} -o BUNDLE"
+def _next_command(run: Path, summary: RunSummary | None) -> str:
+    if summary is not None and summary.val is not None:
+        return f"next: {shlex.join(['python', '-m', 'train', 'calibrate', str(run), summary.val])} --fpr 0.05"
+    return f"next: python -m export build-engine {shlex.quote(str(run))} -o BUNDLE"

@@ -61,12 +61,17 @@ def _scalar(default: object, value: object) -> object:
     if isinstance(default, (int, float)):
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             raise ValueError
-        number = float(value)
         if isinstance(default, float):
-            return number
-        if number != int(number):
-            raise ValueError
-        return int(number)
+            return float(value)
+        if isinstance(value, str):
+            return int(value) if value.strip().lstrip("+-").isdigit() else _whole(float(value))
+        return _whole(value)
     if not isinstance(value, str):
         raise ValueError
     return value
+
+
+def _whole(number: float) -> int:
+    if number != int(number):
+        raise ValueError
+    return int(number)

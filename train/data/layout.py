@@ -127,6 +127,13 @@ def find_samples(root: Path, split: str | None = None) -> list[Sample]:
     return samples
 
 
+def split_folder(sample: Sample) -> Path:
+    """Returns the folder of the split that a sample belongs to, such as ROOT/val."""
+    if sample.span is not None:
+        return sample.path.parent
+    return sample.path.parents[len(Path(sample.key).parts) - 2]
+
+
 def fingerprint(samples: Iterable[Sample]) -> str:
     """Returns the SHA-256 (hex) over the keys, labels and sizes of a data set's files."""
     digest = hashlib.sha256()

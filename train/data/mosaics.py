@@ -7,6 +7,7 @@ never on the number of workers or on what is held in memory.
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -124,6 +125,7 @@ class MosaicSet(Dataset[tuple[Tensor, int] | DataError]):
                 pin_memory=pin,
                 # The seed of the workers would else be drawn from torch's global state.
                 generator=torch.Generator().manual_seed(0),
+                worker_init_fn=_leave_interrupts_to_the_parent,
             )
             reading = iter(loader)
         for batch in reading:
@@ -184,6 +186,11 @@ class MosaicSet(Dataset[tuple[Tensor, int] | DataError]):
                 cache[index] = patches
                 progress.advance()
         return cache
+
+
+def _leave_interrupts_to_the_parent(_worker: int) -> None:
+    # Ctrl-C reaches the whole group; the parent still wants this step's batch.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _collate(items: Sequence[tuple[Tensor, int] | DataError]) -> tuple[Tensor, Tensor] | DataError:

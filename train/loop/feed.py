@@ -111,6 +111,10 @@ class Feed:
         for window, share in zip(windows, shares, strict=True):
             yield window, micro_batches(window, len(share))
 
+    def first_window(self, stage: Stage, scale: Callable[[], Tensor | float]) -> list[Batch]:
+        """Returns this process's micro-batches of the first window of epoch 0."""
+        return next(list(batches) for _, batches in self.batches(stage, 0, self.windows(0)[:1], scale))
+
     def drop_teacher(self, epoch: int) -> None:
         """Frees the teacher features of an epoch that no later stage asks for."""
         self._teacher.drop_epoch(epoch)

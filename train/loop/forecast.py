@@ -1,4 +1,4 @@
-"""What a run will need, from micro-batches tried before it starts; and whether it can learn one batch."""
+"""What a run will need, from micro-batches tried before it starts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 
 from train.config import TrainConfig
 from train.loop.feed import Feed
-from train.loop.optimiser import HALF, Optimiser
+from train.loop.optimiser import HALF
 from train.loop.ranks import Ranks
 from train.loop.stage_loop import memory_advice
 from train.model import DgsNet
-from train.recipes import Batch, Stage
+from train.recipes import Stage
 
 _TRIALS = 2  # the first pays for caches and compilation
 
@@ -61,7 +61,7 @@ class Forecast:
 
 def forecast_stages(
     stages: list[Stage], model: DgsNet, feed: Feed, config: TrainConfig, ranks: Ranks
-) -> list[Forecast]:
+) -> tuple[Forecast, ...]:
     """Tries the first window of each stage, without a step of the optimiser, and multiplies.
 
     The model's weights and the random generators are as before when this returns.
@@ -81,38 +81,13 @@ def forecast_stages(
         forecasts.append(
             Forecast(stage.number, feed.steps_of(stage), max(reading, computing), reading, _peak_gib(ranks))
         )
-    return forecasts
-
-
-def overfit_one_batch(
-    stage: Stage, model: DgsNet, feed: Feed, config: TrainConfig, ranks: Ranks, steps: int
-) -> list[float]:
-    """Returns the loss of each of ``steps`` steps on one and the same window, without dropout.
-
-    The learning rate is the run's own and does not warm up or decay. The model is trained by this.
-    """
-    trained = stage.prepare(model)
-    model.eval()
-    optimiser = Optimiser(trained, config.optim, ranks)
-    losses = []
-    with model.arithmetic(HALF[config.optim.amp], compiled=config.optim.compile), memory_advice(config):
-        held = _first_window(stage, feed)
-        for _ in range(steps):
-            optimiser.clear()
-            figures = torch.zeros(1, device=ranks.device)
-            for batch in held:
-                loss = stage.losses(model, batch).loss
-                loss.backward()
-                figures += loss.detach()
-            optimiser.step(1.0, figures)
-            losses.append(float(figures))
-    return losses
+    return tuple(forecasts)
 
 
 def _trial(stage: Stage, model: DgsNet, feed: Feed, config: TrainConfig, ranks: Ranks) -> tuple[float, float]:
     started = time.perf_counter()
     with memory_advice(config):
-        held = _first_window(stage, feed)
+        held = feed.first_window(stage, lambda: 1.0)
         # One batch gives the workers nothing to do side by side.
         reading = (time.perf_counter() - started) / max(config.data.workers, 1)
         started = time.perf_counter()
@@ -121,10 +96,6 @@ def _trial(stage: Stage, model: DgsNet, feed: Feed, config: TrainConfig, ranks: 
         if ranks.device != "cpu":
             torch.cuda.synchronize(ranks.device)
     return reading, time.perf_counter() - started
-
-
-def _first_window(stage: Stage, feed: Feed) -> list[Batch]:
-    return next(list(batches) for _, batches in feed.batches(stage, 0, feed.windows(0)[:1], lambda: 1.0))
 
 
 @contextmanager

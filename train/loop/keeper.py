@@ -51,6 +51,10 @@ class Keeper:
         self._stale: int = values.get("stale", 0)
         self._latest: list[int] = values.get("latest", [])
 
+    def __str__(self) -> str:
+        name, patience = self._schedule.metric, self._schedule.patience
+        return f"val {name} has not been better than {self.best:.4f} for {patience} validations"
+
     @property
     def is_over(self) -> bool:
         """Whether the metric has not become better for ``schedule.patience`` validations."""
@@ -79,7 +83,7 @@ class Keeper:
             folder = self._folder(step)
             folder.mkdir(parents=True, exist_ok=True)
             self._save(folder)
-        if self._writes and self.best_step == step:
+        if self._writes and self.best_step == step and step in self._wanted():
             self._link_best()
 
     def state(self) -> dict[str, Any]:
@@ -107,8 +111,7 @@ class Keeper:
         return wanted
 
     def _link_best(self) -> None:
-        if self.best_step not in self._wanted():
-            return
+        assert self.best_step is not None
         link, target = self._run / BEST_NAME, Path(KEPT_NAME) / self._folder(self.best_step).name
         temporary = self._run / f".{BEST_NAME}.tmp-{os.getpid()}"
         temporary.unlink(missing_ok=True)

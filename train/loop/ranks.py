@@ -7,13 +7,20 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed
 
-from runtime.errors import UsageError
+from runtime.errors import DgsNetError, UsageError
 
 logger = logging.getLogger("dgsnet")
+
+# The others wait while the first process looks at every picture, which may take hours. A process that ends is
+# noticed at once all the same: torchrun stops the rest.
+_PATIENCE = timedelta(days=7)
+# What gloo and NCCL say when the process at the other end is gone.
+_LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL communicator was aborted")
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,7 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
 
     Raises:
         UsageError: one GPU was named for several processes.
+        DgsNetError: another process of the run ended.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
@@ -96,9 +104,13 @@ def joined_ranks(device: str) -> Iterator[Ranks]:
     level = logger.level
     if rank:
         logger.setLevel(logging.ERROR)
-    distributed.init_process_group("gloo" if place == "cpu" else "nccl")
+    distributed.init_process_group("gloo" if place == "cpu" else "nccl", timeout=_PATIENCE)
     try:
         yield Ranks(rank, count, place)
+    except RuntimeError as err:
+        if not any(sign in str(err) for sign in _LOST):
+            raise
+        raise DgsNetError(f"process {rank}: another process of the run ended; its message is above") from err
     finally:
         logger.setLevel(level)
         distributed.destroy_process_group()

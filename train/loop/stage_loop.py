@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from train.loop.optimiser import HALF, Optimiser, learning_rate_factor
 from train.loop.ranks import Ranks
 from train.loop.resume import Position, restore_random_state
 from train.loop.step_log import FLUSH_EVERY, StepLog, floats_from_rows
+from train.loop.text_warmup import warm_up
 from train.model import DgsNet
 from train.recipes import Batch, Stage
 from train.text_features import TextFeatures
@@ -64,11 +66,14 @@ class StageLoop:
         self._names = (*stage.parts, *stage.sums)
         self._pending: list[tuple[Position, Window, Tensor]] = []
         self._generators: dict[str, Tensor] = {}
+        self._window: tuple[Position, Window] | None = None
+        self._loss = math.nan
 
     def begin(self, text_features: TextFeatures | Tensor) -> None:
-        """Seeds the process's dropout, and lets the stage prepare what it trains; not for a resumed stage."""
+        """Seeds the process's dropout and warms the text head up; not for a resumed stage."""
         torch.manual_seed(self._config.seed + 1000 * self.stage.number + self._ranks.rank)
-        self.stage.begin(self._model, text_features, self._feed.data.labels, self._config)
+        if self.stage.needs_text:
+            warm_up(self._model.head_text, text_features, self._feed.data.labels, self._config)
         self._ranks.copy_from_first([parameter.detach() for parameter in self._trained])
 
     def restore(self, optimiser: dict[str, Tensor], values: Any, generators: dict[str, Tensor]) -> None:
@@ -110,7 +115,7 @@ class StageLoop:
             GateFailedError: a loss or a trained weight is not finite.
         """
         self.flush()
-        self._check_weights()
+        self.check_weights()
 
     def flush(self) -> None:
         """Brings the figures of the latest steps over, checks and logs them."""
@@ -140,39 +145,42 @@ class StageLoop:
             figures += torch.stack([values[name].detach().float() for name in self._names])
         factor = learning_rate_factor(self._config.schedule, position.step, self.total)
         norm = self.optimiser.step(factor, figures)
+        self._window = (position, window)
         self._pending.append((position, window, torch.cat([figures, norm.detach().float().view(1)])))
         # A transfer each step would make a GPU wait for the host.
         if self._ranks.device == "cpu" or len(self._pending) >= FLUSH_EVERY:
             self.flush()
 
-    _loss = float("nan")
-
     def _note(self) -> str:
-        return "" if self._loss != self._loss else f"loss {self._loss:.3f}"
+        return "" if math.isnan(self._loss) else f"loss {self._loss:.3f}"
 
     def _refuse_odd_loss(self, position: Position, window: Window, named: dict[str, float]) -> None:
         odd = [name for name in self.stage.parts if not abs(named[name]) < float("inf")]
         if not odd:
             return
+        self._stop_at(position, window, f"{odd[0]} is {named[odd[0]]}")
+
+    def check_weights(self) -> None:
+        """Looks at what the last step made of the weights, which shows in no loss yet.
+
+        Raises:
+            GateFailedError: a trained weight is not finite.
+        """
+        names = {id(parameter): name for name, parameter in self._model.named_parameters()}
+        for parameter in self._trained:
+            if not torch.isfinite(parameter).all() and self._window is not None:
+                self._stop_at(*self._window, f"{names[id(parameter)]} holds NaN or Inf after it")
+
+    def _stop_at(self, position: Position, window: Window, found: str) -> NoReturn:
         names = [self._feed.data.samples[int(index)].name for index in window]
         place = self._run / FAILED_BATCH_NAME
         if self._ranks.is_first:
             record = {"stage": self.stage.number, "epoch": position.epoch, "step": position.step}
             write_atomically(place, (json.dumps(record | {"pictures": names}, indent=1) + "\n").encode())
         raise GateFailedError(
-            f"stage {self.stage.number}, step {position.step}: {odd[0]} is {named[odd[0]]}; lower optim.lr. "
+            f"stage {self.stage.number}, step {position.step}: {found}; lower optim.lr. "
             f"The batch holds {', '.join(names[:3])}, ...: all names are in {place}"
         )
-
-    def _check_weights(self) -> None:
-        # Each loss is taken before its step, so the last step's outcome shows in the weights alone.
-        names = {id(parameter): name for name, parameter in self._model.named_parameters()}
-        for parameter in self._trained:
-            if not torch.isfinite(parameter).all():
-                raise GateFailedError(
-                    f"stage {self.stage.number}: {names[id(parameter)]} holds NaN or Inf at its end; "
-                    "lower optim.lr"
-                )
 
 
 @contextmanager

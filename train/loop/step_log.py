@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import logging
 import math
 import os
 import shutil
@@ -13,6 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from runtime.errors import MissingDependencyError
+
+logger = logging.getLogger("dgsnet")
 
 STEPS_NAME = "steps.jsonl"
 # So many steps are held back before one transfer from the device brings their figures over.
@@ -26,10 +30,7 @@ class StepLog:
         folder: RUN/logs, made if missing; None writes nothing, as in all processes but the first.
         resume_at: bytes of steps.jsonl that a resumed run keeps, 0 for a new run.
         resume_step: first step, over all stages, that a resumed run will write.
-        tensorboard: whether TensorBoard's files are written.
-
-    Raises:
-        MissingDependencyError: TensorBoard is asked for and not installed.
+        tensorboard: whether TensorBoard's files are written; see ``require_tensorboard``.
     """
 
     def __init__(
@@ -43,9 +44,12 @@ class StepLog:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         self._stream = (folder / STEPS_NAME).open("ab")
+        size = self._stream.seek(0, os.SEEK_END)
+        if size < resume_at:
+            logger.warning("%s lacks records of earlier steps, which stay lost", folder / STEPS_NAME)
         # What a killed process wrote after its last saved state is written again.
-        self._stream.truncate(resume_at)
-        self._stream.seek(resume_at)
+        self._stream.truncate(min(size, resume_at))
+        self._stream.seek(0, os.SEEK_END)
         if tensorboard:
             self._board = _summary_writer(folder, resume_step)
 
@@ -98,11 +102,19 @@ def _is_odd(value: object) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def _summary_writer(folder: Path, first_step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as err:
+def require_tensorboard() -> None:
+    """Finds out whether TensorBoard is installed, without loading it.
+
+    Raises:
+        MissingDependencyError: it is not.
+    """
+    if importlib.util.find_spec("tensorboard") is None:
         raise MissingDependencyError(
-            f'TensorBoard cannot be imported ({err}); pip install "dgsnet[train]", or give --no-tensorboard'
-        ) from err
+            'TensorBoard is not installed; pip install "dgsnet[train]", or give --no-tensorboard'
+        )
+
+
+def _summary_writer(folder: Path, first_step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(folder), purge_step=first_step or None)

@@ -30,9 +30,11 @@ class TeacherFeatures:
         self._epochs = min(epochs, int(limit_bytes // max(samples * width * 4, 1)))
         self._rows: dict[int, Tensor] = {}
         self._is_known: dict[int, Tensor] = {}
-        if epochs and not self._epochs:
-            need = samples * width * 4 / 2**30
-            logger.info("teacher features of an epoch need %.1f GiB, more than data.teacher_cache_gib", need)
+        if self._epochs < epochs:
+            logger.info(
+                "teacher features: data.teacher_cache_gib holds %d of %d epochs of %.2f GiB each; the rest "
+                "is computed again", self._epochs, epochs, samples * width * 4 / 2**30,
+            )  # fmt: skip
 
     def put(self, epoch: int, indices: Tensor, features: Tensor) -> None:
         """Remembers features ``[b, D]`` of samples ``[b]``, unless the epoch is one that nobody asks for."""

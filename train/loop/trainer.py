@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from train.loop.feed import Feed, Material
 from train.loop.keeper import Keeper
 from train.loop.ranks import Ranks
 from train.loop.resume import Position, State, random_state, save_state
-from train.loop.stage_loop import StageLoop
+from train.loop.stage_loop import StageLoop, memory_advice
 from train.loop.step_log import StepLog
+from train.loop.stopping import StopRequest, stop_requests
 from train.loop.validation import validation_logits
 from train.lora import lora_state
 from train.metrics import metric_of
 from train.model import DgsNet
 from train.recipes import recipe_of
+
+logger = logging.getLogger("dgsnet")
 
 
 class Trainer:
@@ -62,6 +66,18 @@ class Trainer:
             UsageError: the device's memory is too small.
         """
         position = state.position if state else Position()
+        with stop_requests(self._ranks) as stop:
+            return self._run_stages(position, log, keeper, identity, state, stop)
+
+    def _run_stages(
+        self,
+        position: Position,
+        log: StepLog,
+        keeper: Keeper,
+        identity: dict[str, Any],
+        state: State | None,
+        stop: StopRequest,
+    ) -> int:
         if state:
             self.restore_weights(state.group("weights"))
         while position.stage < len(self.stages):
@@ -73,7 +89,7 @@ class Trainer:
             else:
                 loop.begin(self._material.text_features)
             state = None
-            position = self._run_stage(loop, position, log, keeper, identity)
+            position = self._run_stage(loop, position, log, keeper, identity, stop)
         return position.total_step
 
     def trained_state(self) -> dict[str, Tensor]:
@@ -86,7 +102,13 @@ class Trainer:
             tensor.copy_(saved[name])
 
     def _run_stage(
-        self, loop: StageLoop, position: Position, log: StepLog, keeper: Keeper, identity: dict[str, Any]
+        self,
+        loop: StageLoop,
+        position: Position,
+        log: StepLog,
+        keeper: Keeper,
+        identity: dict[str, Any],
+        stop: StopRequest,
     ) -> Position:
         def save(place: Position, optimiser: tuple[dict[str, Tensor], dict[str, Any]] | None) -> None:
             self.save(place, optimiser, log, keeper, identity)
@@ -95,19 +117,24 @@ class Trainer:
         steps = loop.steps(position)
         for position in steps:
             is_due = is_last and self._is_validation_due(position, loop.total)
-            if is_due:
+            is_saved = is_due or stop.is_requested or position.step % self._config.schedule.save_every == 0
+            if is_saved:
                 loop.flush()
+                loop.check_weights()
+            if is_due:
                 try:
                     self._validate(loop, position, log, keeper)
                 except DataError:
                     save(position, loop.optimiser.state())  # a val picture gone bad costs no training
                     raise
                 if keeper.is_over:
+                    logger.info("ended early: %s", keeper)
                     break
-            if is_due or position.step % self._config.schedule.save_every == 0:
-                loop.flush()
-                if position.step < loop.total:
-                    save(position, loop.optimiser.state())
+            if is_saved and position.step < loop.total:
+                save(position, loop.optimiser.state())
+            if stop.is_requested:
+                logger.warning("stopped after step %d; --resume goes on from there", position.total_step)
+                raise KeyboardInterrupt
         loop.finish()
         position = Position(position.stage + 1, total_step=position.total_step)
         save(position, None)
@@ -123,7 +150,8 @@ class Trainer:
     def _validate(self, loop: StageLoop, position: Position, log: StepLog, keeper: Keeper) -> None:
         val = self._material.val
         assert val is not None  # _is_validation_due
-        logits = validation_logits(self._model, val, self._config.data.batch, self._ranks)
+        with memory_advice(self._config):
+            logits = validation_logits(self._model, val, self._config, self._ranks)
         name = self._config.schedule.metric
         value = metric_of(name, val.labels.numpy(), logits)
         log.write(
@@ -131,6 +159,8 @@ class Trainer:
             step=position.total_step - 1,
         )
         keeper.consider(value, position.total_step)
+        mark = " (best so far)" if keeper.best_step == position.total_step else ""
+        logger.info("step %d: val %s %.4f%s", position.total_step, name, value, mark)
 
     def save(
         self,

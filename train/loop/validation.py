@@ -6,13 +6,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from train.config import TrainConfig
 from train.data.mosaics import MosaicSet
 from train.loop.ranks import Ranks
 from train.model import DgsNet
 
 
 @torch.no_grad()
-def validation_logits(model: DgsNet, data: MosaicSet, batch: int, ranks: Ranks) -> NDArray[np.float32]:
+def validation_logits(
+    model: DgsNet, data: MosaicSet, config: TrainConfig, ranks: Ranks
+) -> NDArray[np.float32]:
     """Returns the raw logit of every sample, float32 ``[N]``, with the permutation of inference, in float32.
 
     Leaves the model in the mode (train or eval) that it was in.
@@ -20,9 +23,10 @@ def validation_logits(model: DgsNet, data: MosaicSet, batch: int, ranks: Ranks) 
     Args:
         model: on the processes' devices.
         data: the samples.
-        batch: samples that go through the model at once.
+        config: as many samples go through the model at once as in a micro-batch of training.
         ranks: each process scores its share and receives the whole.
     """
+    batch = -(-config.data.batch // (ranks.count * config.optim.accumulate))
     was_training = model.training
     model.eval()
     mine = np.arange(len(data))[ranks.rank :: ranks.count]

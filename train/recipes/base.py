@@ -12,7 +12,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from train.config import TrainConfig
 from train.model import DgsNet
-from train.text_features import TextFeatures
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,7 @@ class Batch:
         size: B, the effective batch that divides every sum.
         positive_weight: factor of the loss of generated pictures; 1 without class weights.
         scale: S, what multiplies the loss before the backward pass; a float32 scalar on the device, or 1.
+            Gradients are summed over processes, not averaged, so it is the loss scale of fp16 alone.
         text_feature: f_x, float32 ``[b, D]``, where the stage needs it.
         teacher_feature: gives f_t, float32 ``[b, D]``: from the cache of an earlier stage, or computed.
     """
@@ -44,7 +44,9 @@ class Batch:
         return total / self.size
 
     def residual(self, logit: Tensor, size: int) -> Tensor:
-        """Returns the gradient of that mean at the logit, (sigmoid(z) - y) / size, ``[b]``, detached.
+        """Returns (sigmoid(z) - y) / size of each sample, weighted like its loss, ``[b]``, detached.
+
+        With size = B that is the gradient of ``bce`` at the logit.
 
         sigmoid(z) for y = 0 and -sigmoid(-z) for y = 1: 1 - sigmoid(z) would round to 0 for confident heads.
         """
@@ -95,18 +97,6 @@ class Stage(ABC):
     keeps_teacher = False
     parts: tuple[str, ...]
     sums: tuple[str, ...] = ()
-
-    def begin(  # noqa: B027 (a recipe that has nothing to do here need not say so)
-        self, model: DgsNet, text_features: TextFeatures | Tensor, labels: Tensor, config: TrainConfig
-    ) -> None:
-        """Does what has to be done once, before the first step; nothing by default.
-
-        Args:
-            model: after ``prepare``.
-            text_features: f_x of every training sample, by index, float32 on the CPU.
-            labels: y, float32 ``[N]`` on the CPU.
-            config: every setting.
-        """
 
     def prepare(self, model: DgsNet) -> list[nn.Parameter]:
         """Freezes all but what this stage trains, sets train or eval mode, and returns what it trains."""

@@ -5,16 +5,14 @@ Source: arXiv 2511.13108 and the authors' released code.
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from train.config import TrainConfig
 from train.lora import lora_parameters
 from train.model import DgsNet
 from train.recipes.base import Batch, Outcome, Recipe, Stage
 from train.recipes.lora import PlainStudent
-from train.recipes.text_warmup import warm_up
 from train.surgery import operate_on
-from train.text_features import TextFeatures
 
 
 class TeacherHead(Stage):
@@ -61,12 +59,6 @@ class StudentUnderSurgery(PlainStudent):
         return [
             *lora_parameters(model.visual), *model.head_image.parameters(), *model.head_text.parameters()
         ]  # fmt: skip
-
-    def begin(
-        self, model: DgsNet, text_features: TextFeatures | Tensor, labels: Tensor, config: TrainConfig
-    ) -> None:
-        """Warms the text head up, if the settings ask for it."""
-        warm_up(model.head_text, text_features, labels, config)
 
     def losses(self, model: DgsNet, batch: Batch) -> Outcome:
         """L_img + L_text; L_help is added by the surgery at f and never enters autograd."""

@@ -5,6 +5,8 @@ Without it the head is random at step 0 of stage 2, and so is the direction that
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -36,7 +38,8 @@ def warm_up(
     weight = None
     if data.balance == "pos-weight":
         weight = torch.tensor(positive_weight(labels.numpy()), device=device)
-    optimiser = Optimiser(parameters, config.optim, Ranks())
+    # The head is FP32 and sees no loss scale.
+    optimiser = Optimiser(parameters, dataclasses.replace(config.optim, amp="off"), Ranks())
     done = 0
     with Progress("text head, warm-up", steps) as progress:
         for epoch in range(steps):

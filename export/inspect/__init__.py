@@ -1,0 +1,1 @@
+"""What is inside a bundle, an ONNX file or an engine. Never imports torch."""
