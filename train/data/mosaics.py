@@ -189,8 +189,9 @@ class MosaicSet(Dataset[tuple[Tensor, int] | DataError]):
 
 
 def _leave_interrupts_to_the_parent(_worker: int) -> None:
-    # Ctrl-C reaches the whole group; the parent still wants this step's batch.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Both may reach the whole group; the parent still wants this step's batch. A worker ends with its parent.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _collate(items: Sequence[tuple[Tensor, int] | DataError]) -> tuple[Tensor, Tensor] | DataError:
