@@ -1,4 +1,4 @@
-"""python -m benchmarks: runs what needs no GPU and prints one table; --json for machines."""
+"""python -m benchmarks [patches|training]: what needs no GPU, as tables; --json for machines."""
 
 from __future__ import annotations
 
@@ -8,17 +8,27 @@ from pathlib import Path
 import click
 
 from benchmarks.patches import patch_selection
+from benchmarks.training.command import training
 from runtime.console import print_json, run_cli
 from runtime.files import write_atomically
 
 _SIZES = ((256, 256), (1024, 1024), (3000, 4000))
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Times this project's code against straightforward code, side by side; without a name, all of it."""
+    if context.invoked_subcommand is None:
+        for command in (patches, training):
+            context.invoke(command)
+
+
+@main.command()
 @click.option("--repeats", type=click.IntRange(1, 100), default=5, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="JSON on standard output")
 @click.option("--json-file", type=click.Path(dir_okay=False, path_type=Path), help="writes the JSON here too")
-def main(repeats: int, as_json: bool, json_file: Path | None) -> None:
+def patches(repeats: int, as_json: bool, json_file: Path | None) -> None:
     """Times patch selection against the straightforward float64 loop and against Pillow decoding the picture.
 
     All in this run, in turns; medians. A ratio above 1 means that the selection takes less time.
@@ -39,6 +49,8 @@ def main(repeats: int, as_json: bool, json_file: Path | None) -> None:
             f"{row['ratio']:>11.2f}{row['ratio_min']:>8.2f}{row['ratio_max']:>9.2f}{row['decode_ratio']:>13.2f}"
         )
 
+
+main.add_command(training)
 
 if __name__ == "__main__":
     run_cli(main, "python -m benchmarks")

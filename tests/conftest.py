@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,16 @@ def write_picture(path: Path, *, label: int, seed: int, side: int = 256) -> None
 def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or writes the user's cache; child processes inherit the variable."""
     os.environ["DGSNET_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _log_level_as_it_was() -> Iterator[None]:
+    """A command with -q silences the logger of the process, which other tests listen to."""
+    logger = logging.getLogger("dgsnet")
+    level, propagate = logger.level, logger.propagate
+    yield
+    logger.setLevel(level)
+    logger.propagate = propagate
 
 
 @pytest.fixture(scope="session")

@@ -59,10 +59,11 @@ class DgsNet(nn.Module):
         Args:
             images: mosaics, uint8 ``[B, 224, 224, 3]``, RGB.
         """
-        scaled = images.permute(0, 3, 1, 2).float() / 255.0
+        # In place on the fresh copy: the same numbers without two more passes over memory.
+        pixels = images.permute(0, 3, 1, 2).float().div_(255.0).sub_(self.mean).div_(self.std)
         tower = self._compiled[0] if self._compiled else self.visual
         with torch.autocast(images.device.type, dtype=self._half, enabled=self._half is not None):
-            feature = tower((scaled - self.mean) / self.std)
+            feature = tower(pixels)
         return feature.float()
 
     @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tarfile
 from pathlib import Path
 
@@ -138,25 +137,25 @@ def test_read__changes_pictures_before_patches_are_selected(data_set: Path) -> N
 
 
 def test_read__holds_patches_in_memory_for_inference_only(
-    data_set: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    data_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoded = []
+    decoded: list[object] = []
+    told: list[str] = []
     monkeypatch.setattr(
         mosaics, "decode_image", lambda source: decoded.append(source) or decode_image(source)
     )
-    monkeypatch.setattr(logging.getLogger("dgsnet"), "propagate", True)
-    caplog.set_level(logging.INFO, "dgsnet")
+    monkeypatch.setattr(mosaics.logger, "info", told.append)
     data = MosaicSet(find_samples(data_set, "val"), settings(jpeg=1, workers=0), seed=3, title="test")
     assert not decoded
     for _ in range(2):
         list(data.read([[0, 1]], -1))
     assert len(decoded) == 12
-    assert not caplog.messages
+    assert not told
     for epoch in (0, 1):
         list(data.read([[0, 1]], epoch))
     assert len(decoded) == 16
-    assert len(caplog.messages) == 1
-    assert "not held in memory" in caplog.messages[0]
+    assert len(told) == 1
+    assert "not held in memory" in told[0]
 
 
 @pytest.mark.parametrize("cache", [0, 1])

@@ -189,9 +189,9 @@ class MosaicSet(Dataset[tuple[Tensor, int] | DataError]):
 
 
 def _leave_interrupts_to_the_parent(_worker: int) -> None:
-    # Both may reach the whole group; the parent still wants this step's batch. A worker ends with its parent.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    # Ctrl-C reaches the whole group, and the parent still wants this step's batch. SIGTERM must keep its
+    # meaning: Python ends left-over workers by it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _collate(items: Sequence[tuple[Tensor, int] | DataError]) -> tuple[Tensor, Tensor] | DataError:

@@ -45,6 +45,12 @@ def stop_requests(ranks: Ranks) -> Iterator[StopRequest]:
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield request
+    except RuntimeError as err:
+        # A SIGTERM to the whole group ends the workers too, and the step cannot be finished.
+        if not request.is_requested or "DataLoader worker" not in str(err):
+            raise
+        logger.warning("stopped; --resume goes on from the last saved state")
+        raise KeyboardInterrupt from err
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
