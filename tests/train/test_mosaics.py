@@ -50,7 +50,6 @@ def test_batches__are_a_new_order_every_epoch(data_set: Path, seed: int) -> None
     assert orders[0] == sorted(orders[0])
     assert orders[1] != orders[0]
     assert orders[2] not in orders[:2]
-    assert data.steps() == 4
     assert [len(indices) for _, indices in data.batches(0)] == [7, 7, 7, 3]
 
 
@@ -194,5 +193,4 @@ def test_batches__are_balanced_when_asked(data_set: Path) -> None:
     data = MosaicSet(samples, settings(balance="sampler", batch=8), seed=3, title="test")
     drawn = [data.labels[indices] for _, indices in data.batches(0)]
     assert [len(labels) for labels in drawn] == [8, 8, 8]
-    assert data.steps() == 3
     assert all(labels.mean() == 0.5 for labels in drawn)

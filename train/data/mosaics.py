@@ -26,7 +26,7 @@ from runtime.spec import MOSAIC_SIDE, PATCH_COUNT, PATCH_SIDE
 from train.config import DataConfig
 from train.data.augment import augment_image, augment_patches, changes_pictures
 from train.data.layout import Sample
-from train.data.order import epoch_size, epoch_windows
+from train.data.order import epoch_windows
 
 logger = logging.getLogger("dgsnet.data")
 
@@ -148,10 +148,6 @@ class MosaicSet(Dataset[tuple[Tensor, int] | DataError]):
             labels, batch=config.batch, seed=self.seed, epoch=epoch, balance=config.balance
         )
         return self.read(windows, epoch)
-
-    def steps(self) -> int:
-        """Returns the number of windows of an epoch of training; the last one may be smaller."""
-        return -(-epoch_size(self.labels.numpy(), self.config.balance) // self.config.batch)
 
     @property
     def _fits(self) -> bool:

@@ -60,13 +60,6 @@ def epoch_windows(
     return [order[start : start + batch] for start in range(0, len(order), batch)]
 
 
-def epoch_size(labels: Sequence[int] | NDArray[Any], balance: str) -> int:
-    """Returns how many draws an epoch of training has: N, or twice the larger class under "sampler"."""
-    if balance != "sampler":
-        return len(labels)
-    return 2 * int(np.bincount(np.asarray(labels, dtype=np.int64), minlength=2).max())
-
-
 def shares_of_window(
     window: NDArray[np.int64], *, ranks: int, micro_batches: int
 ) -> list[list[NDArray[np.int64]]]:
