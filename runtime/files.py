@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file under a temporary name beside its place, syncs it, and renames it there.
+    """Writes a file as ``written_atomically`` does.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full; ``path`` is then untouched.
+    """
+    with written_atomically(path) as stream:
+        stream.write(content)
+
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[IO[bytes]]:
+    """Gives a stream to a temporary name beside the file's place; at the end it is synced and renamed there.
 
     Raises:
         OSError: the folder cannot be written or the disk is full; ``path`` is then untouched.
@@ -20,7 +34,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         raise OSError(err.errno, err.strerror, str(path)) from err
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(temporary, 0o666 & ~_umask())

@@ -23,7 +23,7 @@ logger = logging.getLogger("dgsnet")
 
 CONFIG_FOLDER = Path(__file__).parent / "backbones"
 # What torch, open_clip and the readers of weight files raise for files that are no weights of the model.
-_UNREADABLE = (
+UNREADABLE = (
     RuntimeError, OSError, EOFError, UserWarning, pickle.UnpicklingError,
     AttributeError, KeyError, StopIteration, TypeError, ValueError,
 )  # fmt: skip
@@ -83,11 +83,7 @@ def load_clip(name: str, pretrained: str, *, seed: int) -> tuple[Any, BackboneIn
         UsageError: an unknown name or tag, or a tower that ``check_tower`` refuses.
         DataError: the weights cannot be fetched or read.
     """
-    open_clip = _open_clip()
-    known = open_clip.list_models()
-    if name not in known:
-        near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.3))
-        raise UsageError(f"backbone: {name!r} is unknown to open_clip; nearest: {near or 'none'}")
+    open_clip = open_clip_with(name)
     from safetensors import SafetensorError
 
     source = "" if pretrained in (RANDOM, RANDOM_BANDPASS) else pretrained
@@ -98,7 +94,7 @@ def load_clip(name: str, pretrained: str, *, seed: int) -> tuple[Any, BackboneIn
             # open_clip only warns where a -quickgelu name meets weights of GELU; every verdict would be off.
             warnings.filterwarnings("error", message="QuickGELU mismatch")
             model = open_clip.create_model(name, pretrained=source or None, force_quick_gelu=quick_gelu)
-    except (*_UNREADABLE, SafetensorError) as err:
+    except (*UNREADABLE, SafetensorError) as err:
         raise DataError(
             f"backbone {name} with {printable_name(source) or 'random weights'}: cannot be read or fetched, "
             f"expected weights of this model ({type(err).__name__}: {_one_line(err)})"
@@ -112,6 +108,21 @@ def load_clip(name: str, pretrained: str, *, seed: int) -> tuple[Any, BackboneIn
             weight.copy_(band_pass_filters(weight.shape[0], weight.shape[-1], seed=seed))
     info = BackboneInfo(name, identity, quick_gelu, int(visual.output_dim), weights_sha256(visual))
     return model.eval(), info
+
+
+def open_clip_with(name: str) -> Any:
+    """Returns open_clip, which knows a backbone of this name.
+
+    Raises:
+        UsageError: it does not; the message names the nearest.
+        MissingDependencyError: open_clip is not installed.
+    """
+    open_clip = import_open_clip()
+    known = open_clip.list_models()
+    if name not in known:
+        near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.3))
+        raise UsageError(f"backbone: {name!r} is unknown to open_clip; nearest: {near or 'none'}")
+    return open_clip
 
 
 def check_tower(name: str, visual: Any) -> None:
@@ -153,7 +164,7 @@ def check_tower(name: str, visual: Any) -> None:
 
 def tokenizer(name: str) -> Any:
     """Returns open_clip's tokenizer of a model: a list of texts to int64 ``[N, context]``."""
-    return _open_clip().get_tokenizer(name)
+    return import_open_clip().get_tokenizer(name)
 
 
 def weights_sha256(visual: nn.Module) -> str:
@@ -194,7 +205,12 @@ def _activation(open_clip: Any, name: str, pretrained: str) -> tuple[bool, str]:
     raise UsageError(f"pretrained: {pretrained!r} is neither a file nor a tag of {name}; tags: {tags}")
 
 
-def _open_clip() -> Any:
+def import_open_clip() -> Any:
+    """Returns open_clip with this project's own models registered.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
     try:
         import open_clip
     except ImportError as err:

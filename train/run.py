@@ -35,10 +35,8 @@ from train.loop.resume import (
     clear_state,
     load_state,
 )
-from train.loop.stage_loop import memory_advice
 from train.loop.step_log import StepLog, require_tensorboard
 from train.loop.trainer import Trainer
-from train.loop.validation import validation_logits
 from train.metrics import average_precision
 from train.preparation import find_data, prepare_data
 from train.recipes import build_model, recipe_of
@@ -171,13 +169,15 @@ class _Fit:
             tensorboard=self.options.tensorboard,
         ) as log:
             steps = self.trainer.train(log, keeper, self.identity, self.state)
+        kept_step = steps
         if self.config.schedule.keep == "best" and keeper.best_folder is not None:
             self.ranks.wait()  # the first process has written it
             self.trainer.restore_weights(read_trained_weights(keeper.best_folder))
             logger.info("kept the best checkpoint, of step %d", keeper.best_step)
+            kept_step = keeper.best_step or steps
         if self.ranks.is_first:
             self._save(self.run)  # before validation, which may still fail
-        val_ap = self._val_ap()
+        val_ap = self._val_ap(kept_step)
         if self.ranks.is_first:
             clear_state(self.run)
             remove_temporaries(self.run)
@@ -204,13 +204,11 @@ class _Fit:
         facts = self.data.facts | {"captions": self.options.captions}
         save_checkpoint(folder, self.model, self.config, self.backbone, facts, identity=self.identity)
 
-    def _val_ap(self) -> float | None:
+    def _val_ap(self, step: int) -> float | None:
         val = self.material.val
         if val is None:
             return None
-        with memory_advice(self.config):
-            logits = validation_logits(self.model.eval(), val, self.config, self.ranks)
-        return average_precision(val.labels.numpy(), logits)
+        return average_precision(val.labels.numpy(), self.trainer.val_logits(step))
 
     def _summary(self, **found: Any) -> RunSummary:
         data = self.data

@@ -17,9 +17,12 @@ from safetensors.torch import load_file
 from runtime.errors import CheckpointError, DataError, GateFailedError, UsageError
 from train.checkpoint import load_checkpoint, read_record
 from train.config import TrainConfig
+from train.data.layout import find_samples
 from train.fit_options import FitOptions, RunSummary
 from train.loop import trainer
+from train.metrics import average_precision
 from train.run import fit_run
+from train.scores import score_samples
 
 QUIET = FitOptions(tensorboard=False)
 
@@ -261,6 +264,30 @@ def test_fit_run__keeps_the_best_and_the_last(data_set: Path, tmp_path: Path) ->
     whole, copy = load_checkpoint(tmp_path / "run"), load_checkpoint(tmp_path / "run/best")
     assert whole.weights_sha256 == copy.weights_sha256
     assert load_checkpoint(tmp_path / "run/kept" / kept[-1]).weights_sha256 != whole.weights_sha256
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_fit_run__scores_the_weights_that_it_keeps(
+    data_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str
+) -> None:
+    """The AP of the summary is that of the checkpoint, and the last weights are scored once."""
+    real, calls = trainer.validation_logits, []
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(trainer, "validation_logits", counted)
+    settings = {"recipe": "lora", "data.batch": 8, "optim.lr": 0.05, "schedule.validate_every": 1}
+    metric = {"schedule.keep": keep, "schedule.metric": "loss", "schedule.stage2_epochs": 3}
+    summary = quick_fit(data_set, tmp_path / "run", **settings, **metric)
+    samples = find_samples(data_set / "val")
+    logits = score_samples(load_checkpoint(tmp_path / "run"), samples, "cpu", title="test")
+    assert summary.val_ap == average_precision(np.array([s.label for s in samples]), logits)
+    logs = (tmp_path / "run/logs/steps.jsonl").read_text().splitlines()
+    losses = [record["val_loss"] for record in map(json.loads, logs) if "val_loss" in record]
+    is_last_kept = keep == "last" or min(losses) == losses[-1]
+    assert len(calls) == len(losses) + (not is_last_kept)
 
 
 def test_fit_run__ends_early(data_set: Path, tmp_path: Path) -> None:

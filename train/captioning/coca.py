@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from runtime.errors import DataError, MissingDependencyError, UsageError
+from runtime.errors import DataError, UsageError
 from runtime.names import printable_name
+from train.backbone import RANDOM, UNREADABLE, import_open_clip
 from train.captioning.preprocessing import CaptionPreprocessing
 
 logger = logging.getLogger("dgsnet")
-
-RANDOM = "random"
-# What torch, open_clip and the readers of weight files raise for files that are no weights of the model.
-_UNREADABLE = (
-    RuntimeError, OSError, EOFError, UserWarning, pickle.UnpicklingError,
-    AttributeError, KeyError, StopIteration, TypeError, ValueError,
-)  # fmt: skip
 
 
 class CocaCaptioner:
@@ -143,12 +136,7 @@ def load_coca(name: str, pretrained: str, *, seed: int = 0) -> tuple[Any, Any]:
         DataError: the weights cannot be fetched or read.
         MissingDependencyError: open_clip is not installed.
     """
-    try:
-        import open_clip
-    except ImportError as err:
-        raise MissingDependencyError(
-            f'open_clip cannot be imported ({err}); pip install "dgsnet[train]"'
-        ) from err
+    open_clip = import_open_clip()
     from safetensors import SafetensorError
 
     _check_name(open_clip, name)
@@ -163,7 +151,7 @@ def load_coca(name: str, pretrained: str, *, seed: int = 0) -> tuple[Any, Any]:
     try:
         tokenizer = open_clip.get_tokenizer(name)
         model = open_clip.create_model(name, pretrained=None if pretrained == RANDOM else pretrained)
-    except (*_UNREADABLE, SafetensorError) as err:
+    except (*UNREADABLE, SafetensorError) as err:
         raise DataError(
             f"captioning model {name} with {printable_name(pretrained)} weights: cannot be read or fetched, "
             f"expected weights of this model ({type(err).__name__}: {' '.join(str(err).split())[:300]}); "

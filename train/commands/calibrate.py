@@ -12,6 +12,7 @@ import click
 from runtime.console import print_json, verbosity_option
 from runtime.errors import EXIT_BAD_INPUT, EXIT_DONE, UsageError
 from runtime.names import printable_name
+from train.commands.options import scoring_options
 
 if TYPE_CHECKING:
     from runtime.decision import Decision
@@ -39,15 +40,7 @@ if TYPE_CHECKING:
     metavar="SHARE",
     help="instead: let this share of DATA's pictures, those nearest to the threshold, count as uncertain",
 )
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda")
-@click.option(
-    "--batch", type=click.IntRange(min=1), help="pictures the model sees at once; default RUN's own"
-)
-@click.option(
-    "--max-corrupt",
-    type=float,
-    help="share of unreadable pictures that does not stop it; default RUN's data.max_corrupt",
-)
+@scoring_options
 @click.option("--json", "as_json", is_flag=True, help="JSON on standard output")
 @verbosity_option
 def calibrate(

@@ -12,6 +12,7 @@ from runtime.console import logger, print_json, verbosity_option
 from runtime.errors import EXIT_BAD_INPUT, EXIT_DONE, GateFailedError, UsageError
 from runtime.files import write_atomically
 from runtime.names import printable_name
+from train.commands.options import scoring_options
 
 if TYPE_CHECKING:
     from train.evaluation.evaluate import Evaluation
@@ -41,15 +42,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option("--min-ap", type=float, help="fail (exit 1) when a gated generator's AP is below this")
 @click.option("--gate", "gated", multiple=True, help="generator that --min-ap applies to; default all")
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda")
-@click.option(
-    "--batch", type=click.IntRange(min=1), help="pictures the model sees at once; default RUN's own"
-)
-@click.option(
-    "--max-corrupt",
-    type=float,
-    help="share of unreadable pictures that does not stop it; default RUN's data.max_corrupt",
-)
+@scoring_options
 @click.option("--json", "as_json", is_flag=True, help="JSON on standard output instead of tables")
 @click.option("--json-file", type=_FILE, help="the same JSON into a file")
 @click.option("--csv-file", type=_FILE, help="every metric, one line per generator and degradation")

@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.errors import DataError
@@ -47,6 +49,7 @@ class Trainer:
         self._ranks = ranks
         self.stages = recipe_of(config).stages(config)
         self.feed = Feed(material, model, config, ranks, self.stages)
+        self._validated: tuple[int, NDArray[np.float32]] | None = None
 
     def train(self, log: StepLog, keeper: Keeper, identity: dict[str, Any], state: State | None) -> int:
         """Runs what is left of every stage.
@@ -91,6 +94,19 @@ class Trainer:
             state = None
             position = self._run_stage(loop, position, log, keeper, identity, stop)
         return position.total_step
+
+    def val_logits(self, step: int) -> NDArray[np.float32]:
+        """Returns the logits of the val split after a step, float32 ``[N]``; those of the latest are held.
+
+        Args:
+            step: over all stages; names the weights that the model has now.
+        """
+        assert self._material.val is not None
+        if self._validated is None or self._validated[0] != step:
+            with memory_advice(self._config):
+                logits = validation_logits(self._model, self._material.val, self._config, self._ranks)
+            self._validated = (step, logits)
+        return self._validated[1]
 
     def trained_state(self) -> dict[str, Tensor]:
         """Returns adapters and heads by their checkpoint names; the tensors are the model's own."""
@@ -150,8 +166,7 @@ class Trainer:
     def _validate(self, loop: StageLoop, position: Position, log: StepLog, keeper: Keeper) -> None:
         val = self._material.val
         assert val is not None  # _is_validation_due
-        with memory_advice(self._config):
-            logits = validation_logits(self._model, val, self._config, self._ranks)
+        logits = self.val_logits(position.total_step)
         name = self._config.schedule.metric
         value = metric_of(name, val.labels.numpy(), logits)
         log.write(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -10,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.errors import MissingDependencyError, UsageError
 from runtime.spec import MOSAIC_SIDE
-from train.backbone import CONFIG_FOLDER, check_tower
+from train.backbone import check_tower, import_open_clip, open_clip_with
 from train.official.names import FROZEN, block_count
 
 logger = logging.getLogger("dgsnet")
@@ -30,11 +28,7 @@ def clip_without_memory(name: str) -> Any:
         UsageError: an unknown name, or a tower that ``check_tower`` refuses.
         MissingDependencyError: open_clip is not installed.
     """
-    open_clip = _open_clip()
-    known = open_clip.list_models()
-    if name not in known:
-        near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.3))
-        raise UsageError(f"backbone: {name!r} is unknown to open_clip; nearest: {near or 'none'}")
+    open_clip = open_clip_with(name)
     with torch.device("meta"):
         clip = open_clip.create_model(name, pretrained=None, device="meta")
     check_tower(name, clip.visual)
@@ -52,7 +46,7 @@ def backbone_with_quickgelu(name: str) -> tuple[str, bool]:
     OpenAI's CLIP computes QuickGELU, and no tensor betrays it. So a name that has a ``-quickgelu`` twin
     stands for the twin; one that has none is taken at its word, which is said.
     """
-    open_clip = _open_clip()
+    open_clip = import_open_clip()
     config = open_clip.get_model_config(name) or {}
     if config.get("quick_gelu", False):
         return name, True
@@ -79,7 +73,7 @@ def backbone_from_shapes(state: Mapping[str, Tensor]) -> str:
         for name, tensor in state.items()
         if name.startswith(FROZEN)
     }
-    open_clip = _open_clip()
+    open_clip = import_open_clip()
     near = [
         name
         for name in sorted(open_clip.list_models())
@@ -104,14 +98,3 @@ def _could_be(config: dict[str, Any], frozen: dict[str, tuple[int, ...]]) -> boo
         and frozen.get("visual.proj", ())[-1:] == (config["embed_dim"],)
         and frozen.get("token_embedding.weight", ())[:1] == (config["text_cfg"].get("vocab_size"),)
     )
-
-
-def _open_clip() -> Any:
-    try:
-        import open_clip
-    except ImportError as err:
-        raise MissingDependencyError(
-            f'open_clip cannot be imported ({str(err)[:200]}); pip install "dgsnet[train]"'
-        ) from err
-    open_clip.add_model_config(CONFIG_FOLDER)
-    return open_clip

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ import torch
 from torch import Tensor
 
 from runtime.errors import CheckpointError, UsageError
-from runtime.files import sync_folder
+from runtime.files import written_atomically
 from runtime.names import printable_name
 from train.backbone import base_state, load_clip
 from train.checkpoint import Checkpoint, load_checkpoint
@@ -77,12 +75,14 @@ def export_official(
                 f"{run}: a linear run is written as a head alone; leave --merged and --pretrained out"
             )
         state = univfd_state(checkpoint.model)
-        _save(state, file)
+        with written_atomically(file) as stream:
+            torch.save(state, stream)
         logger.warning("UnivFD's code feeds centre crops with CLIP's mean and deviation, a run mosaics")
         return ExportSummary("univfd", len(state))
     _require_expressible(run, checkpoint)
     state = _official_state(checkpoint, _text_tower(run, checkpoint, pretrained), merged=merged)
-    _save(state, file)
+    with written_atomically(file) as stream:
+        torch.save(state, stream)
     lora = checkpoint.config.lora
     alpha = lora.scale * math.sqrt(lora.r)
     if not math.isclose(alpha, 6.0):
@@ -176,18 +176,3 @@ def _official_state(checkpoint: Checkpoint, text: Mapping[str, Tensor], *, merge
         state[f"{HEADS[ours]}.{kind}"] = tensor
     order = official_shapes(shapes, checkpoint.config.lora.r)
     return {name: state[name].contiguous() for name in order}
-
-
-def _save(state: dict[str, Tensor], file: Path) -> None:
-    """torch.save, under a temporary name beside its place, synced and renamed there."""
-    temporary = file.with_name(f".{file.name}.tmp-{secrets.token_hex(4)}")
-    try:
-        with temporary.open("xb") as stream:
-            torch.save(state, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(file.parent)

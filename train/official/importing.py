@@ -9,13 +9,14 @@ from torch import Tensor
 from runtime.errors import CheckpointError, UsageError
 from runtime.names import printable_name
 from train.checkpoint import RECORD_NAME
+from train.config import LoraConfig
 from train.official.dgsnet import import_dgsnet
 from train.official.names import STUDENT
 from train.official.provenance import ImportSummary
 from train.official.reading import read_state
 from train.official.univfd import import_univfd
 
-DEFAULT_ALPHA = 6.0
+DEFAULT_ALPHA = LoraConfig().alpha
 
 
 def import_official(

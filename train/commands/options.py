@@ -1,0 +1,27 @@
+"""Options that several commands of ``python -m train`` take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+_SCORING_OPTIONS = (
+    click.option("--device", default="cpu", show_default=True, help="cpu or cuda"),
+    click.option(
+        "--batch", type=click.IntRange(min=1), help="pictures the model sees at once; default RUN's own"
+    ),
+    click.option(
+        "--max-corrupt",
+        type=float,
+        help="share of unreadable pictures that does not stop it; default RUN's data.max_corrupt",
+    ),
+)
+
+
+def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that say how a run scores pictures."""
+    for option in reversed(_SCORING_OPTIONS):
+        command = option(command)
+    return command
