@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from runtime.errors import CheckpointError, SpecError
 from train.config import LoraConfig
+from train.dropout import Dropout
 
 PROJECTIONS = ("q", "k", "v")
 
@@ -41,7 +42,7 @@ class LoraAttention(nn.Module):
         self.out_proj = attention.out_proj
         for parameter in self.parameters():
             parameter.requires_grad_(False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.lora_a = nn.ParameterDict()
         self.lora_b = nn.ParameterDict()
         for name in config.targets:
