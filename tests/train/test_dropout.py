@@ -54,5 +54,6 @@ def test_dropout__follows_torch_seed_and_leaves_inference_alone() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_dropout__keeps_dtype_shape_and_odd_sizes(dtype: torch.dtype) -> None:
     y = Dropout(0.5)(torch.ones(3, 1, 7, dtype=dtype))
-    assert y.dtype == dtype and y.shape == (3, 1, 7)
+    assert y.dtype == dtype
+    assert y.shape == (3, 1, 7)
     assert Dropout(0.5)(torch.ones(0, 4)).shape == (0, 4)
