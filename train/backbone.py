@@ -110,6 +110,23 @@ def load_clip(name: str, pretrained: str, *, seed: int) -> tuple[Any, BackboneIn
     return model.eval(), info
 
 
+def empty_clip(name: str) -> tuple[Any, bool]:
+    """Returns (open_clip model in eval mode, whether it has QuickGELU), for weights that are at hand already.
+
+    Its weights have shapes and no memory (torch's "meta" device): random ones, replaced at once, would take
+    as long to draw as all the rest of a load.
+
+    Raises:
+        UsageError: as of ``load_clip``.
+    """
+    open_clip = open_clip_with(name)
+    quick_gelu, _ = _activation(open_clip, name, "")
+    with torch.device("meta"):
+        model = open_clip.create_model(name, pretrained=None, device="meta", force_quick_gelu=quick_gelu)
+    check_tower(name, model.visual)
+    return model.eval(), quick_gelu
+
+
 def open_clip_with(name: str) -> Any:
     """Returns open_clip, which knows a backbone of this name.
 

@@ -16,7 +16,7 @@ from runtime.decision import Decision
 from runtime.errors import CheckpointError, SpecError, UsageError
 from runtime.files import write_atomically
 from runtime.spec import CLASSES, Preprocessing
-from train.backbone import RANDOM, BackboneInfo, base_state, load_clip, weights_sha256
+from train.backbone import BackboneInfo, base_state, empty_clip, load_clip, weights_sha256
 from train.config import TrainConfig
 from train.lora import load_lora_state, lora_state
 from train.model import HEAD_PREFIX, DgsNet
@@ -206,26 +206,29 @@ def _lora_facts(config: TrainConfig) -> dict[str, Any]:
 
 def _check_finite(place: str, tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
+        if tensor.numel() and not all(end.isfinite() for end in tensor.float().aminmax()):
             raise CheckpointError(
                 f"{place}: tensor {name} holds NaN or Inf; train again with a lower optim.lr"
             )
 
 
 def _rebuild(path: Path, state: dict[str, Tensor], config: TrainConfig, backbone: BackboneInfo) -> DgsNet:
-    pretrained = backbone.pretrained if backbone.is_on_hub else RANDOM
-    clip, loaded = load_clip(backbone.name, pretrained, seed=config.seed)
+    if backbone.is_on_hub:
+        clip, loaded = load_clip(backbone.name, backbone.pretrained, seed=config.seed)
+        quick_gelu, base_sha256 = loaded.quick_gelu, loaded.sha256
+    else:
+        clip, quick_gelu = empty_clip(backbone.name)
     visual = clip.visual
-    if loaded.embed_dim != backbone.embed_dim or loaded.quick_gelu != backbone.quick_gelu:
+    if int(visual.output_dim) != backbone.embed_dim or quick_gelu != backbone.quick_gelu:
         raise CheckpointError(f"{path}: {backbone.name} of the installed open_clip is built differently")
-    base_sha256 = loaded.sha256
     if not backbone.is_on_hub:
         base = {k.removeprefix(BASE_PREFIX): v for k, v in state.items() if k.startswith(BASE_PREFIX)}
         _load_strictly(path, visual, base)
         base_sha256 = weights_sha256(visual)
     if base_sha256 != backbone.sha256:
         raise CheckpointError(
-            f"{path}: the base weights of {backbone.name} ({pretrained}) are not those it was trained on"
+            f"{path}: the base weights of {backbone.name} ({backbone.pretrained}) are not those it was "
+            "trained on"
         )
     model = build_model(visual, backbone.embed_dim, config)
     load_lora_state(visual, state)
@@ -249,4 +252,4 @@ def _load_strictly(path: Path, module: torch.nn.Module, state: dict[str, Tensor]
             raise CheckpointError(
                 f"{path}: base.{name}: found shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}"
             )
-    module.load_state_dict(state, strict=True)
+    module.load_state_dict(state, strict=True, assign=True)
