@@ -14,6 +14,9 @@ from functools import partial
 from pathlib import PurePosixPath
 
 from runtime.backends.onnx_session import PROVIDERS
+from runtime.backends.tensorrt.compatibility import HOST_CODE_REASON, mismatch
+from runtime.backends.tensorrt.module import MODULES, import_tensorrt
+from runtime.cuda.loading import missing_binding
 from runtime.errors import MissingDependencyError, UsageError
 from runtime.machine import cuda_device, installed_version
 from runtime.manifest import BACKENDS, EngineEntry, Manifest
@@ -24,16 +27,10 @@ DEVICES = ("cuda", "cpu")
 _FAILED = "it failed its verification when it was built"
 CHOICES = ("auto", *BACKENDS, *(f"onnxruntime:{device}" for device in DEVICES))
 
-# Module that must import, and the distributions that may have brought it.
-_TENSORRT = {
-    "tensorrt": (
-        ("tensorrt", "tensorrt_bindings"),
-        ("tensorrt", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
-    ),
-    "tensorrt-rtx": (
-        ("tensorrt_rtx", "tensorrt_rtx_bindings"),
-        ("tensorrt-rtx", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
-    ),
+# The distributions that may have brought a backend's module.
+_DISTRIBUTIONS = {
+    "tensorrt": ("tensorrt", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"),
+    "tensorrt-rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings"),
 }
 
 
@@ -78,7 +75,13 @@ def engine_stem(entry: EngineEntry) -> str:
 
 
 def select_engine(
-    manifest: Manifest, backend: str = "auto", *, engine: str | None = None, batch: int | None = None
+    manifest: Manifest,
+    backend: str = "auto",
+    *,
+    engine: str | None = None,
+    batch: int | None = None,
+    cuda_api: str = "cuda-python",
+    allow_engine_host_code: bool = False,
 ) -> BackendReport:
     """Chooses the engine that runs here.
 
@@ -90,6 +93,8 @@ def select_engine(
         backend: one of ``CHOICES``.
         engine: stem of the one engine that may be taken.
         batch: batch size that will be asked for, None when any will do.
+        cuda_api: binding that TensorRT will be run with.
+        allow_engine_host_code: whether engines may bring machine code for the CPU.
 
     Raises:
         UsageError: an unknown backend or engine, or an engine of another backend.
@@ -101,7 +106,8 @@ def select_engine(
         known = ", ".join(sorted({engine_stem(entry) for entry in manifest.engines})) or "none"
         raise UsageError(f"engine: found {engine!r}, this bundle holds {known}")
     rejected: list[Rejection] = []
-    for candidate in _candidates(manifest, backend, engine, batch):
+    fits = partial(_tensorrt_reason, cuda_api=cuda_api, allow_host_code=allow_engine_host_code)
+    for candidate in _candidates(manifest, backend, engine, batch, fits):
         reason = candidate.reason()
         if reason is None and candidate.entry is not None:
             return BackendReport(candidate.entry, candidate.name, candidate.device, tuple(rejected))
@@ -124,7 +130,11 @@ class _Candidate:
 
 
 def _candidates(
-    manifest: Manifest, backend: str, engine: str | None, batch: int | None
+    manifest: Manifest,
+    backend: str,
+    engine: str | None,
+    batch: int | None,
+    tensorrt_reason: Callable[[EngineEntry], str | None],
 ) -> Iterator[_Candidate]:
     family, _, device = backend.partition(":")
     for name in BACKENDS if family == "auto" else (family,):
@@ -141,8 +151,10 @@ def _candidates(
                     yield _Candidate(full, full, where, entry, partial(_onnxruntime_reason, entry, where))
         else:
             for entry in entries:
+                gpu = cuda_device()
+                where = gpu.target if gpu else ""
                 label = f"{name} {engine_stem(entry)}"
-                yield _Candidate(label, name, "", entry, partial(_tensorrt_reason, entry))
+                yield _Candidate(label, f"{name}:{where}", where, entry, partial(tensorrt_reason, entry))
 
 
 def _preference(entry: EngineEntry, batch: int | None) -> tuple[bool, int, list[int]]:
@@ -171,24 +183,29 @@ def _onnxruntime_reason(entry: EngineEntry, device: str) -> str | None:
     return None
 
 
-def _tensorrt_reason(entry: EngineEntry) -> str:
-    modules, distributions = _TENSORRT[entry.backend]
+def _tensorrt_reason(entry: EngineEntry, *, cuda_api: str, allow_host_code: bool) -> str | None:
     if entry.verified == "failed":
         return _FAILED
-    if all(importlib.util.find_spec(module) is None for module in modules):
-        return f"{modules[0]} is not installed"
+    # The last module of each way to import a backend is the one that is used.
+    if all(importlib.util.find_spec(names[-1]) is None for names in MODULES[entry.backend]):
+        return f"{MODULES[entry.backend][0][-1]} is not installed"
     device = cuda_device()
     if device is None:
         return "no CUDA device"
-    installed = installed_version(*distributions)
-    # JetPack's package gives three parts of the four; only what both state can differ.
-    if installed and installed.split(".") != entry.version.split(".")[: len(installed.split("."))]:
-        return f"built with {entry.version}, {installed} is installed; build the engine again here"
-    if device.target not in entry.targets:
-        return f"built for {', '.join(entry.targets)}, this device is {device.target}"
-    if entry.backend == "tensorrt" and entry.gpu != device.name:
-        return f"built on {entry.gpu}, this device is {device.name}"
-    return "running TensorRT engines is not in this version of the runtime"
+    installed = installed_version(*_DISTRIBUTIONS[entry.backend])
+    reason = mismatch(entry, version=installed, gpu=device.name, target=device.target)
+    if reason is None and entry.version_compatible and not allow_host_code:
+        reason = HOST_CODE_REASON
+    return reason or missing_binding(cuda_api) or _import_failure(entry.backend)
+
+
+def _import_failure(backend: str) -> str | None:
+    # Last, because it loads hundreds of megabytes: a module that is installed may still lack a library.
+    try:
+        import_tensorrt(backend)
+    except MissingDependencyError as err:
+        return str(err)
+    return None
 
 
 def _warn_of_shadowing() -> None:

@@ -13,7 +13,7 @@ from runtime.spec import EMBEDDING_NAME, INPUT_NAME, LOGIT_NAME, MOSAIC_SIDE
 
 
 class Backend(ABC):
-    """One opened engine. Use as a context manager, or call ``close``. One thread at a time may call ``run``.
+    """One opened engine. Use as a context manager, or call ``close``. Any number of threads may call ``run``.
 
     Attributes:
         name: what ran, as reports show it, such as "onnxruntime:cpu".

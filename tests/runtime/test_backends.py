@@ -40,6 +40,28 @@ def test_run__equals_numpy(
     assert np.ptp(logit) > 1e-3
 
 
+def test_run__without_prepacking_equals_numpy(
+    bundle: Path,
+    mosaics: np.ndarray,
+    tiny_reference: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    entries = []
+    add = onnxruntime.SessionOptions.add_session_config_entry
+
+    def record(options: onnxruntime.SessionOptions, name: str, value: str) -> None:
+        entries.append((name, value))
+        add(options, name, value)
+
+    monkeypatch.setattr(onnxruntime.SessionOptions, "add_session_config_entry", record)
+    with open_session(bundle):
+        assert entries == []
+    with open_session(bundle, prepack=False) as session:
+        logit, _ = session.run(mosaics)
+    assert entries == [("session.disable_prepacking", "1")]
+    assert np.abs(logit - tiny_reference(mosaics)[0]).max() < 1e-5
+
+
 def test_run__takes_views(bundle: Path, mosaics: np.ndarray) -> None:
     with open_session(bundle) as session:
         view = mosaics[:, ::-1, ::-1]

@@ -11,12 +11,14 @@ import onnxruntime
 import pytest
 
 from runtime import selection
+from runtime.backends.tensorrt.compatibility import mismatch
 from runtime.errors import MissingDependencyError, UsageError
 from runtime.machine import CudaDevice, cuda_device
-from runtime.manifest import Manifest, parse_manifest
+from runtime.manifest import EngineEntry, Manifest, parse_manifest
 from runtime.selection import select_engine
 
 ORIN = CudaDevice("Orin", "sm_87")
+L4 = CudaDevice("L4", "sm_89")
 TENSORRT = {
     "backend": "tensorrt",
     "precision": "fp16",
@@ -49,9 +51,23 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         device: CudaDevice | None = None,
         modules: tuple[str, ...] = (),
         versions: dict[str, str] | None = None,
+        broken: str = "",
+        bindings: tuple[str, ...] = ("cuda-python",),
     ) -> None:
         versions = versions or {}
+
+        def import_tensorrt(backend: str) -> object:
+            if broken:
+                raise MissingDependencyError(broken)
+            return object()
+
         monkeypatch.setattr(selection, "cuda_device", lambda: device)
+        monkeypatch.setattr(selection, "import_tensorrt", import_tensorrt)
+        monkeypatch.setattr(
+            selection,
+            "missing_binding",
+            lambda name: None if name in bindings else f"{name} is not installed",
+        )
         monkeypatch.setattr(
             selection.importlib.util, "find_spec", lambda name: object() if name in modules else None
         )
@@ -94,32 +110,117 @@ def test_select_engine__orders_equals_by_the_requested_batch(manifest: Manifest,
 
 
 @pytest.mark.parametrize(
-    ("device", "modules", "versions", "reason"),
+    ("facts", "reason"),
     [
-        (ORIN, (), {}, "tensorrt is not installed"),
-        (None, ("tensorrt",), {}, "no CUDA device"),
-        (ORIN, ("tensorrt",), {"tensorrt": "10.7.0.23"}, "built with 10.3.0.26, 10.7.0.23 is installed"),
+        ({"device": ORIN}, "tensorrt is not installed"),
+        ({"modules": ("tensorrt",)}, "no CUDA device"),
         (
-            CudaDevice("L4", "sm_89"),
-            ("tensorrt",),
-            {"tensorrt": "10.3.0"},
+            {"device": ORIN, "modules": ("tensorrt",), "versions": {"tensorrt": "10.7.0.23"}},
+            "built with 10.3.0.26, 10.7.0.23 is installed",
+        ),
+        (
+            {"device": L4, "modules": ("tensorrt",), "versions": {"tensorrt": "10.3.0"}},
             "built for sm_87, this device is sm_89",
         ),
         (
-            CudaDevice("Orin NX", "sm_87"),
-            ("tensorrt",),
-            {"tensorrt": "10.3.0"},
+            {"device": CudaDevice("Orin NX", "sm_87"), "modules": ("tensorrt",)},
             "built on Orin, this device is Orin NX",
         ),
-        (ORIN, ("tensorrt",), {"tensorrt": "10.3.0"}, "not in this version of the runtime"),
+        ({"device": ORIN, "modules": ("tensorrt",), "bindings": ()}, "cuda-python is not installed"),
+        ({"device": ORIN, "modules": ("tensorrt",), "broken": "no libnvdla_compiler.so"}, "no libnvdla"),
     ],
-    ids=["module", "device", "version", "target", "gpu", "this version"],
+    ids=["module", "device", "version", "target", "gpu", "binding", "import"],
 )
 def test_select_engine__tensorrt_states_the_first_reason(
-    manifest: Manifest, machine: Any, device: Any, modules: Any, versions: Any, reason: str
+    manifest: Manifest, machine: Any, facts: dict[str, Any], reason: str
 ) -> None:
-    machine(device, modules, versions)
+    machine(**facts)
     assert reason in reasons(select_engine(manifest))["tensorrt narrow"]
+
+
+def test_select_engine__takes_tensorrt_when_everything_agrees(manifest: Manifest, machine: Any) -> None:
+    machine(ORIN, ("tensorrt",), {"tensorrt": "10.3.0"})
+    report = select_engine(manifest)
+    assert (report.name, report.device, report.engine) == ("tensorrt:sm_87", "sm_87", "narrow")
+    assert report.rejected == ()
+    assert select_engine(manifest, batch=8).engine == "wide"
+    assert select_engine(manifest, engine="wide").name == "tensorrt:sm_87"
+
+
+def test_select_engine__takes_rtx_on_each_of_its_targets(manifest: Manifest, machine: Any) -> None:
+    machine(L4, ("tensorrt_rtx_libs", "tensorrt_rtx_bindings"), {"tensorrt-rtx-cu13-bindings": "1.7.1.116"})
+    report = select_engine(manifest)
+    assert (report.name, report.engine) == ("tensorrt-rtx:sm_89", "rtx")
+    assert reasons(report)["tensorrt wide"] == "tensorrt is not installed"
+    machine(ORIN, ("tensorrt_rtx",), {})
+    assert "built for sm_86, sm_89" in reasons(select_engine(manifest))["tensorrt-rtx rtx"]
+    machine(L4, ("tensorrt_rtx",), {"tensorrt-rtx": "1.8.0.1"})
+    assert "1.8.0.1 is installed" in reasons(select_engine(manifest))["tensorrt-rtx rtx"]
+
+
+def test_select_engine__asks_for_the_binding_that_will_be_used(manifest: Manifest, machine: Any) -> None:
+    machine(ORIN, ("tensorrt",), bindings=("pycuda",))
+    assert select_engine(manifest, cuda_api="pycuda").name == "tensorrt:sm_87"
+    assert "cuda-python is not installed" in reasons(select_engine(manifest))["tensorrt narrow"]
+
+
+def test_select_engine__code_in_a_plan_needs_permission(
+    write_tiny_bundle: Callable[..., Path],
+    engine_entry: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    machine: Any,
+) -> None:
+    engines = [
+        engine_entry("model.onnx", "onnxruntime"),
+        engine_entry("engines/vc.engine", **TENSORRT, version_compatible=True),
+    ]
+    folder = write_tiny_bundle(tmp_path / "vc", engines=engines)
+    manifest = parse_manifest((folder / "manifest.json").read_bytes())
+    machine(ORIN, ("tensorrt",), {"tensorrt": "11.4.1.2"})
+    assert "--allow-engine-host-code" in reasons(select_engine(manifest))["tensorrt vc"]
+    assert select_engine(manifest, allow_engine_host_code=True).engine == "vc"
+
+
+def entry(**changes: Any) -> EngineEntry:
+    facts = {
+        "file": "e",
+        "backend": "tensorrt",
+        "precision": "fp16",
+        "profiles": ((1, 1, 1),),
+        "targets": ("sm_86",),
+        "version": "10.3.0.26",
+        "gpu": "A10",
+        "driver": None,
+        "verified": "passed",
+    }
+    return EngineEntry(**(facts | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "version", "gpu", "target", "fits"),
+    [
+        ({}, "10.3.0.26", "A10", "sm_86", True),
+        ({}, "10.3.0", "A10", "sm_86", True),
+        ({}, None, "A10", "sm_86", True),
+        ({}, "10.3.0.27", "A10", "sm_86", False),
+        ({}, "10.3.0.26", "A40", "sm_86", False),
+        ({"hardware_compatible": "same-compute-capability"}, "10.3.0.26", "A40", "sm_86", True),
+        ({"hardware_compatible": "same-compute-capability"}, "10.3.0.26", "L4", "sm_89", False),
+        ({"hardware_compatible": "ampere-plus"}, "10.3.0.26", "L4", "sm_89", True),
+        ({"hardware_compatible": "ampere-plus"}, "10.3.0.26", "B200", "sm_100", True),
+        ({"hardware_compatible": "ampere-plus"}, "10.3.0.26", "T4", "sm_75", False),
+        ({"hardware_compatible": "ampere-plus"}, "10.3.0.26", "Orin", "sm_87", False),
+        ({"version_compatible": True}, "10.16.0.72", "A10", "sm_86", True),
+        ({"version_compatible": True}, "11.4.1", "A10", "sm_86", True),
+        ({"version_compatible": True}, "12.0.0.1", "A10", "sm_86", False),
+        ({"version_compatible": True}, "10.2.0.1", "A10", "sm_86", False),
+        ({"backend": "tensorrt-rtx", "gpu": None}, "10.3.0.26", "any", "sm_86", True),
+    ],
+)
+def test_mismatch__compares_version_target_and_gpu(
+    changes: dict[str, Any], version: str | None, gpu: str, target: str, fits: bool
+) -> None:
+    assert (mismatch(entry(**changes), version=version, gpu=gpu, target=target) is None) == fits
 
 
 def test_select_engine__by_name_and_absent_is_a_missing_dependency(manifest: Manifest, machine: Any) -> None:

@@ -59,7 +59,7 @@ class Declared:
 
 DECLARED = (
     Declared(
-        "export/engine/builder.py",
+        "export/engine/config.py",
         "config.set_compute_capability(trt.architectures[target], index)",
         "arg-type",
         "TensorRT-RTX alone has ComputeCapability: no annotation may name it, its members are held as object",

@@ -1,0 +1,132 @@
+"""From a chosen line of the manifest to a running engine: the one place that knows every backend."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from runtime.backends.base import Backend
+from runtime.bundle import Bundle
+from runtime.cache import cache_folder
+from runtime.cuda.loading import CUDA_APIS, load_cuda
+from runtime.errors import UsageError
+from runtime.selection import BackendReport
+
+MOST_CONTEXTS = 64
+RTX_KERNELS = ("eager", "lazy", "none")
+_ENGINES = ("tensorrt", "tensorrt-rtx")
+# Which backends an option acts on. A permission, such as allow_engine_host_code, may stand unused.
+_ACTS_ON = {
+    "threads": ("onnxruntime",),
+    "cuda_api": _ENGINES,
+    "cuda_graphs": _ENGINES,
+    "zero_copy": _ENGINES,
+    "contexts": _ENGINES,
+    "rtx_kernels": ("tensorrt-rtx",),
+}
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """How to run an engine. An option that would act on nothing is refused when the engine is opened.
+
+    Attributes:
+        threads: CPU threads inside one operator (onnxruntime); None leaves it to the engine.
+        cuda_api: binding that reaches CUDA for TensorRT, one of ``CUDA_APIS``.
+        cuda_graphs: True demands CUDA graphs, False runs without, None takes them where they can be had and
+            logs where they cannot.
+        zero_copy: whether a GPU that shares the CPU's memory reads and writes the staging buffers in place.
+        contexts: how many execution contexts, each with its own thread, serve callers of ``run``.
+        allow_engine_host_code: whether plans may bring machine code for the CPU; trusted bundles only.
+        cache_dir: the user's cache folder, None for the default.
+        rtx_kernels: when TensorRT-RTX compiles kernels for a batch size: "eager", "lazy" or "none".
+
+    Raises:
+        UsageError: a value is outside its choices.
+    """
+
+    threads: int | None = None
+    cuda_api: str = "cuda-python"
+    cuda_graphs: bool | None = None
+    zero_copy: bool = False
+    contexts: int = 1
+    allow_engine_host_code: bool = False
+    cache_dir: str | os.PathLike[str] | None = None
+    rtx_kernels: str = "eager"
+
+    def __post_init__(self) -> None:
+        for flag, found, choices in (
+            ("cuda-api", self.cuda_api, CUDA_APIS),
+            ("rtx-kernels", self.rtx_kernels, RTX_KERNELS),
+        ):
+            if found not in choices:
+                raise UsageError(f"{flag}: found {found!r}, expected one of {', '.join(choices)}")
+        if not 1 <= self.contexts <= MOST_CONTEXTS:
+            raise UsageError(f"contexts: found {self.contexts}, expected 1 to {MOST_CONTEXTS}")
+
+
+def open_backend(bundle: Bundle, report: BackendReport, options: BackendOptions) -> Backend:
+    """Opens the engine that ``select_engine`` chose.
+
+    Args:
+        bundle: the opened bundle.
+        report: what was chosen in it.
+        options: how to run it.
+
+    Raises:
+        MissingDependencyError: a package that the backend needs does not import.
+        EngineLoadError: the engine cannot be loaded or breaks its contract.
+        UsageError: the options ask for what the backend or the machine does not have.
+    """
+    _refuse_idle_options(report.entry.backend, options)
+    if report.entry.backend == "onnxruntime":
+        return _open_onnxruntime(bundle, report, options)
+    return _open_tensorrt(bundle, report, options)
+
+
+def _refuse_idle_options(backend: str, options: BackendOptions) -> None:
+    untouched = BackendOptions()
+    for name, backends in _ACTS_ON.items():
+        value = getattr(options, name)
+        # To do without something that is not there anyway is no contradiction.
+        if value and value != getattr(untouched, name) and backend not in backends:
+            flag = name.replace("_", "-")
+            raise UsageError(
+                f"{flag}: found {value!r}, which {backend} does not have, expected an engine of "
+                f"{' or '.join(backends)}; leave it out or choose another --backend"
+            )
+
+
+def _open_onnxruntime(bundle: Bundle, report: BackendReport, options: BackendOptions) -> Backend:
+    from runtime.backends.onnx_session import OnnxSession
+
+    return OnnxSession(
+        bundle.file(report.entry.file),
+        device=report.device,
+        embed_dim=bundle.manifest.embed_dim,
+        profile=max(report.entry.profiles, key=lambda profile: profile[2]),
+        threads=options.threads,
+    )
+
+
+def _open_tensorrt(bundle: Bundle, report: BackendReport, options: BackendOptions) -> Backend:
+    from runtime.backends.tensorrt.engine_host import EngineFile
+    from runtime.backends.tensorrt.session import TensorRtSession
+
+    entry = report.entry
+    file = EngineFile(
+        path=bundle.file(entry.file),
+        entry=entry,
+        embed_dim=bundle.manifest.embed_dim,
+        sha256=bundle.manifest.files[entry.file].sha256,
+        cache=cache_folder(options.cache_dir),
+        allow_host_code=options.allow_engine_host_code,
+        rtx_kernels=options.rtx_kernels,
+    )
+    return TensorRtSession(
+        file,
+        load_cuda(options.cuda_api),
+        contexts=options.contexts,
+        cuda_graphs=options.cuda_graphs,
+        zero_copy=options.zero_copy,
+    )
