@@ -5,14 +5,18 @@ numpy only. Pure functions of their arguments, so that threads may share them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import ImageError
+from runtime.pixels import patch_grid, pixels_of
 from runtime.spec import PATCH_SIDE
 from runtime.spectrum import EPSILON, GREY, entropy_from_products
+
+if TYPE_CHECKING:
+    from runtime.pixels import Picture
 
 _DECIMALS = 9
 # A value further than this from the middle between two multiples of 1e-9 is rounded like the exact one: the
@@ -26,14 +30,14 @@ _FEW = 12
 _REMEMBERED = 4096
 
 
-def patch_entropy(image: NDArray[np.uint8]) -> NDArray[np.float64]:
+def patch_entropy(image: Picture) -> NDArray[np.float64]:
     """Returns the spectral entropy of every 32 x 32 patch, in bits.
 
     grey = 0.299 R + 0.587 G + 0.114 B; p = |FFT2(grey)|^2 / (sum + 1e-12);
     entropy = -sum p log2(p + 1e-12), rounded to 9 decimals. Source: arXiv 2511.13108, patch selection.
 
     Args:
-        image: uint8 ``[H, W, 3]``; the remainder beyond a multiple of 32 is ignored.
+        image: uint8 ``[H, W, 3]`` or ``Pixels``; the remainder beyond a multiple of 32 is ignored.
 
     Returns:
         float64 ``[H // 32, W // 32]``.
@@ -41,76 +45,55 @@ def patch_entropy(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     Raises:
         ImageError: not uint8 ``[H, W, 3]``, or a side under 32 pixels.
     """
-    columns = patch_grid(image)[1]
-    entropy = entropy_from_products(image, np.float64)
-    scaled = entropy * 10.0**_DECIMALS
+    pixels = pixels_of(image)
+    patch_grid(pixels)
+    entropy = entropy_from_products(pixels, np.float64)
+    values = entropy.reshape(-1)
+    scaled = values * 10.0**_DECIMALS
     from_middle = np.abs(scaled - np.floor(scaled) - 0.5)
     # The products' last bits depend on the place in the picture. Where rounding hangs on them, a transform of
     # the patch alone decides, so that equal patches always tie.
-    for row, column in np.argwhere(from_middle < _ROUNDING_MARGIN * 10.0**_DECIMALS):
-        patch = patch_at(image, int(row) * columns + int(column), columns)
-        entropy[row, column] = _entropy_by_fft(patch[np.newaxis])[0]
+    for index in np.flatnonzero(from_middle < _ROUNDING_MARGIN * 10.0**_DECIMALS).tolist():
+        values[index] = _entropy_by_fft(pixels.patches(np.array([index])))[0]
     return _rounded(entropy)
 
 
-def entropy_at(image: NDArray[np.uint8], indices: Iterable[int]) -> NDArray[np.float64]:
+def entropy_at(image: Picture, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
     """Returns what ``patch_entropy`` returns at some row-major indices, each different patch measured once.
 
     Args:
-        image: uint8 ``[H, W, 3]``, sides of at least 32.
+        image: uint8 ``[H, W, 3]`` or ``Pixels``, sides of at least 32.
         indices: which patches.
 
     Returns:
         float64, one value for each index.
     """
-    columns = patch_grid(image)[1]
-    values: list[float] = []
+    pixels = pixels_of(image)
+    values = np.full(len(indices), np.nan)
     known: dict[bytes, float] = {}
     # Pixels of patches not yet measured -> where their value goes.
     waiting: dict[bytes, list[int]] = {}
 
     def measure() -> None:
-        for (pixels, places), value in zip(waiting.items(), _measured(list(waiting)).tolist(), strict=True):
-            known[pixels] = value
-            for place in places:
-                values[place] = value
+        if len(known) >= _REMEMBERED:
+            known.clear()
+        for (patch, places), value in zip(waiting.items(), _measured(list(waiting)).tolist(), strict=True):
+            known[patch] = value
+            values[places] = value
         waiting.clear()
 
-    for place, index in enumerate(indices):
-        pixels = patch_at(image, index, columns).tobytes()
-        values.append(known.get(pixels, np.nan))
-        if pixels not in known:
-            waiting.setdefault(pixels, []).append(place)
-        if len(waiting) == _STRIP:
-            if len(known) >= _REMEMBERED:
-                known.clear()
-            measure()
+    for start in range(0, len(indices), _STRIP):
+        patches = pixels.patches(np.asarray(indices[start : start + _STRIP]))
+        for place, patch in enumerate((patch.tobytes() for patch in patches), start):
+            if patch in known:
+                values[place] = known[patch]
+                continue
+            waiting.setdefault(patch, []).append(place)
+            if len(waiting) == _STRIP:
+                measure()
     if waiting:
         measure()
-    return np.array(values, dtype=np.float64)
-
-
-def patch_at(image: NDArray[np.uint8], index: int, columns: int) -> NDArray[np.uint8]:
-    """Returns one patch, uint8 ``[32, 32, 3]``, a view; ``index`` counts row by row over ``columns``."""
-    top, left = index // columns * PATCH_SIDE, index % columns * PATCH_SIDE
-    return image[top : top + PATCH_SIDE, left : left + PATCH_SIDE]
-
-
-def patch_grid(image: NDArray[np.uint8]) -> tuple[int, int]:
-    """Returns how many rows and columns of whole patches a picture has.
-
-    Raises:
-        ImageError: not uint8 ``[H, W, 3]``, or a side under 32 pixels.
-    """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ImageError(f"found {image.dtype} {list(image.shape)}, expected uint8 [H, W, 3]")
-    height, width = image.shape[:2]
-    if min(height, width) < PATCH_SIDE:
-        raise ImageError(
-            f"found {width} x {height} pixels, expected at least {PATCH_SIDE} on each side; "
-            "use a larger original, not an enlarged copy"
-        )
-    return height // PATCH_SIDE, width // PATCH_SIDE
+    return values
 
 
 def _measured(pixels: list[bytes]) -> NDArray[np.float64]:
