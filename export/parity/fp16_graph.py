@@ -1,6 +1,7 @@
-"""The FP16 graph opened in ONNX Runtime: are its weights and its wiring those of the FP32 graph?
+"""A loader check of the FP16 graph: does plain ONNX Runtime open it, with the weights and wiring of FP32?
 
-On a CPU an FP16 graph is computed in FP32, so this says nothing about FP16 arithmetic on a device.
+On a CPU ONNX Runtime computes an FP16 graph in FP32, so this says nothing about FP16 arithmetic and lets an
+overflow pass. FP16 is judged by ``export.parity.emulated_fp16``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from runtime.spec import EMBEDDING_NAME, INPUT_NAME, LOGIT_NAME
 MOSAICS = 4
 
 
-def fp16_graph_parity(
+def fp16_loader_check(
     path: Path, images: NDArray[np.uint8], reference: Outputs, *, decision: Decision, limits: Limits
 ) -> HopReport:
     """Compares the FP16 graph, computed in FP32, with the reference on the first few mosaics.
@@ -46,7 +47,7 @@ def fp16_graph_parity(
         reason = str(err).strip().splitlines()[0][:300]
         raise EngineBuildError(f"{path.name}: onnxruntime cannot run it ({reason})") from err
     return compare_logits(
-        "reference -> FP16 graph, weights and wiring (a CPU computes it in FP32)",
+        "reference -> FP16 graph, loader check (a CPU computes it in FP32)",
         [f"golden {k}" for k in range(len(images))],
         logit,
         found[0],

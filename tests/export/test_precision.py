@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, numpy_helper
 
+from export.commands.precision_options import policy_from_options, precision_words
 from export.onnx_checks import check_contract, check_structure
 from export.onnx_files import inferred_types, load_model, save_model
-from export.precision import PrecisionPolicy, fp16_from_fp32
-from runtime.errors import EngineBuildError, GateFailedError, UsageError
+from export.precision.conversion import fp16_from_fp32
+from export.precision.policy import PrecisionPolicy
+from runtime.errors import EngineBuildError, GateFailedError, ManifestError, UsageError
 from runtime.tolerances import TOLERANCES
 
 DEFAULT = PrecisionPolicy()
@@ -166,6 +169,109 @@ def test_policy__a_whole_block_may_stay_fp32(vit: Callable[..., Any], tmp_path: 
     policy = PrecisionPolicy(fp32_nodes=(*DEFAULT.fp32_nodes, "block_1/*"))
     report, _model = converted(vit(), tmp_path, policy)
     assert (report.fp16_share, report.weighted_nodes, report.weighted_fp32) == (1.0, 19, 10)
+
+
+def test_policy__blocks_and_layers_of_the_user(vit: Callable[..., Any], tmp_path: Path) -> None:
+    policy = PrecisionPolicy(fp32_blocks=(1,), fp32_layers=("block_0/up*", "patch/conv"))
+    report, model = converted(vit(blocks=12), tmp_path, policy)
+    types = inferred_types(model)
+    kept = {
+        n.name for n in model.graph.node if n.op_type != "Cast" and types[n.output[0]] == TensorProto.FLOAT
+    }
+    blocks = {name.split("/")[0] for name in kept}
+    # Block 1 alone, and not 10 and 11 whose names begin alike; the defaults stay.
+    assert blocks == {"preprocess", "patch", "block_0", "block_1", "projection", "head"}
+    assert {name for name in kept if name.startswith("block_0/")} == {"block_0/up", "block_0/up_bias"}
+    # 8 products a block, of which 1 is block_0/up; Conv, projection and head stand outside.
+    assert (report.weighted_nodes, report.weighted_fp32, report.weighted_kept_by_user) == (99, 12, 10)
+    assert report.fp16_share == 1.0
+    assert report.fp16_share_of_all == 1 - 12 / 99
+    assert (
+        "kept FP32 as asked: block 1, nodes 'block_0/up*', 'patch/conv' (10 weighted layers)" in report.line()
+    )
+
+
+def test_policy__a_block_that_the_graph_lacks_is_an_error(vit: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"fp32_blocks: found 2, 7, the graph has blocks 0, 1;"):
+        converted(vit(), tmp_path, PrecisionPolicy(fp32_blocks=(7, 1, 2)))
+    with pytest.raises(UsageError, match=r"found 12, the graph has blocks 0-11;"):
+        converted(vit(blocks=12), tmp_path, PrecisionPolicy(fp32_blocks=(12,)))
+    model = vit()
+    for node in model.graph.node:
+        node.name = node.name.replace("block_", "layer")
+    with pytest.raises(UsageError, match=r"no node named block_<number>"):
+        converted(model, tmp_path, PrecisionPolicy(fp32_blocks=(0,)))
+    with pytest.raises(UsageError, match="from 0 on"):
+        PrecisionPolicy(fp32_blocks=(-1,))
+    assert not (tmp_path / "model_fp16.onnx").exists()
+
+
+def test_policy__a_layer_pattern_without_a_node_is_an_error(fp32_onnx: Path, tmp_path: Path) -> None:
+    policy = PrecisionPolicy(fp32_layers=("block_0/*", "block_9/*"))
+    with pytest.raises(UsageError, match=r"'block_9/\*' matches none of 76 nodes"):
+        fp16_from_fp32(fp32_onnx, tmp_path / "model_fp16.onnx", policy)
+
+
+def test_policy__what_the_user_keeps_does_not_lower_the_share_but_foreign_fp32_does() -> None:
+    policy = PrecisionPolicy(fp32_blocks=(3,))
+    outputs = [("block_3/up", False), ("head/matmul", False), ("block_4/up", True), ("block_5/up", False)]
+    assert policy.share(outputs) == 0.5
+    assert PrecisionPolicy().share(outputs) == 1 / 3
+
+
+def test_policy__survives_a_manifest(vit: Callable[..., Any], tmp_path: Path) -> None:
+    policy = PrecisionPolicy(fp32_blocks=(1,), fp32_layers=("block_0/up*",), min_fp16_share=0.5)
+    report, _model = converted(vit(), tmp_path, policy)
+    stored = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert PrecisionPolicy.from_json(stored["policy"]) == policy
+    assert stored["weighted_kept_by_user"] == report.weighted_kept_by_user == 9
+    assert stored["fp16_share"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fp32_blocks": ["1"]}, {"fp32_blocks": [True]}, {"fp32_blocks": 1}, {"fp32_layers": [1]},
+        {"fp32_nodes": None}, {"min_fp16_share": "1"}, {"min_fp16_share": True}, {"min_fp16_share": 0},
+        {"fp32_blocks": [-1]}, {"more": 1},
+    ],
+)  # fmt: skip
+def test_policy__a_manifest_that_is_wrong_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ManifestError, match="precision policy"):
+        PrecisionPolicy.from_json(DEFAULT.to_json() | change)
+    with pytest.raises(ManifestError, match="precision policy"):
+        PrecisionPolicy.from_json([])
+
+
+@pytest.mark.parametrize(
+    ("given", "blocks"), [(("3,7",), (3, 7)), (("4-6", "0"), (0, 4, 5, 6)), (("7, 3,3",), (3, 7)), ((), ())]
+)
+def test_options__become_a_policy_and_words_again(given: tuple[str, ...], blocks: tuple[int, ...]) -> None:
+    policy = policy_from_options(given, ("stem/*", "stem/*"), 0.5)
+    assert policy.fp32_blocks == blocks
+    assert policy.fp32_layers == ("stem/*",)
+    assert policy.fp32_nodes == DEFAULT.fp32_nodes
+    words = precision_words(policy)
+    assert words[-4:] == ("--fp32-layers", "stem/*", "--min-fp16-share", "0.5")
+    assert policy_from_options(tuple(words[1:2]) if blocks else (), ("stem/*",), 0.5) == policy
+
+
+def test_options__the_defaults_say_nothing() -> None:
+    assert policy_from_options((), (), None) == DEFAULT
+    assert precision_words(DEFAULT) == ()
+
+
+@pytest.mark.parametrize("text", ["", "x", "3,,7", "-1", "6-4", "1.5", "3;7", "99999"])
+def test_options__what_is_no_block_number_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="expected block numbers such as 3,7 or 4-6"):
+        policy_from_options((text,), (), None)
+
+
+def test_options__other_bad_values() -> None:
+    with pytest.raises(UsageError, match="empty pattern"):
+        policy_from_options((), ("",), None)
+    with pytest.raises(UsageError, match="min_fp16_share: found 95"):
+        policy_from_options((), (), 95.0)
 
 
 @pytest.mark.parametrize("value", [1e5, -70000.0, 65504.1])

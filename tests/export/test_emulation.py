@@ -1,0 +1,256 @@
+"""The FP16 emulation against numpy's float16, operator by operator, in a real ONNX Runtime session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from export.onnx_files import load_model, save_model
+from export.parity.compare import Limits
+from export.parity.emulated_fp16 import emulated_fp16_parity
+from export.parity.fp16_graph import fp16_loader_check
+from export.precision import graph_session
+from export.precision.conversion import fp16_from_fp32
+from export.precision.emulation import MOVING_OPS, computed_tensors, emulated_from_fp16
+from export.precision.policy import PrecisionPolicy
+from export.precision.watching import Seen, open_emulation, open_watched_fp32
+from runtime.decision import Decision
+from runtime.errors import EngineLoadError, SpecError
+from runtime.tolerances import TOLERANCES
+
+LIMITS = Limits(TOLERANCES["fp16_max_abs_logit"], TOLERANCES["fp16_min_cosine"])
+Make = Callable[..., Any]
+
+
+def rounded(values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return values.astype(np.float16).astype(np.float32)
+
+
+def half_graph(model: Any, folder: Path, policy: PrecisionPolicy | None = None) -> Path:
+    """Writes source.onnx and model_fp16.onnx, and returns the latter."""
+    onnx.save(model, folder / "source.onnx")
+    fp16_from_fp32(folder / "source.onnx", folder / "model_fp16.onnx", policy or PrecisionPolicy())
+    return folder / "model_fp16.onnx"
+
+
+def weights(model: Any) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def set_weight(model: Any, name: str, change: Callable[[np.ndarray], None]) -> None:
+    for tensor in model.graph.initializer:
+        if tensor.name == name:
+            values = numpy_helper.to_array(tensor).copy()
+            change(values)
+            tensor.CopyFrom(numpy_helper.from_array(values, name))
+            return
+    raise KeyError(name)
+
+
+def tapped(path: Path, names: list[str], images: np.ndarray) -> dict[str, np.ndarray]:
+    with open_emulation(path, taps=names, threads=1) as session:
+        return session.run_taps(images)[2]
+
+
+@pytest.fixture
+def half(vit: Make, tmp_path: Path) -> Path:
+    return half_graph(vit(), tmp_path)
+
+
+def test_emulation__every_operator_rounds_once_as_numpy_does(half: Path, images: Any) -> None:
+    model = load_model(half)
+    constants = weights(model)
+    names = [name for node in model.graph.node for name in node.output]
+    values = tapped(half, names, images) | {
+        name: value.astype(np.float32) for name, value in constants.items() if value.dtype == np.float16
+    }
+    half_names = {tensor.name for tensor in computed_tensors(model) if tensor.is_half}
+    exact = {"Add": np.add, "Mul": np.multiply}
+    checked = dict.fromkeys(("Add", "Mul", "MatMul", "LayerNormalization", "Softmax", "Conv", "Sigmoid"), 0)
+    for node in model.graph.node:
+        name = node.output[0]
+        if name not in half_names:
+            continue
+        np.testing.assert_array_equal(values[name], rounded(values[name]), err_msg=node.name)
+        checked[node.op_type] = checked.get(node.op_type, 0) + 1
+        if node.op_type in exact:
+            expected = rounded(exact[node.op_type](values[node.input[0]], values[node.input[1]]))
+            np.testing.assert_array_equal(values[name], expected, err_msg=node.name)
+        elif node.op_type == "MatMul":
+            product = values[node.input[0]].astype(np.float64) @ values[node.input[1]].astype(np.float64)
+            # Sums in FP32: within half a step of FP16 but for what FP32 itself lost.
+            step = np.spacing(np.abs(product).astype(np.float16)).astype(np.float64)
+            assert (np.abs(values[name] - product) <= 0.5 * step + 2e-6).all(), node.name
+    assert min(checked.values()) > 0, checked
+
+
+def test_emulation__weights_are_rounded_and_fp32_nodes_are_not(half: Path, images: Any) -> None:
+    stored = weights(load_model(half))["block_0/up.weight_fp16"]
+    names = ["block_0/up.weight_fp16", "preprocess/std:0", "projection/linear:0"]
+    values = tapped(half, names, images)
+    np.testing.assert_array_equal(values[names[0]], stored.astype(np.float32))
+    for name in names[1:]:
+        assert (values[name] != rounded(values[name])).mean() > 0.5, name
+
+
+def test_emulation__a_block_kept_fp32_is_not_rounded(vit: Make, images: Any, tmp_path: Path) -> None:
+    path = half_graph(vit(), tmp_path, PrecisionPolicy(fp32_blocks=(0,)))
+    values = tapped(path, ["block_0/up:0", "block_1/up:0", "block_0/residual_2:0"], images)
+    assert (values["block_0/up:0"] != rounded(values["block_0/up:0"])).mean() > 0.5
+    np.testing.assert_array_equal(values["block_1/up:0"], rounded(values["block_1/up:0"]))
+
+
+@pytest.mark.parametrize("level", ["DISABLE_ALL", "ENABLE_BASIC", "ENABLE_EXTENDED", "ENABLE_ALL"])
+def test_emulation__onnxruntime_keeps_every_cast_pair(half: Path, level: str, tmp_path: Path) -> None:
+    model = load_model(half)
+    count = sum(tensor.is_half for tensor in computed_tensors(model))
+    emulated_from_fp16(model)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, f"ORT_{level}")
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(tmp_path / "optimised.onnx").graph.node
+    to_half = [n for n in nodes if n.op_type == "Cast" and n.attribute[0].i == TensorProto.FLOAT16]
+    assert len(to_half) == count > 30
+
+
+def test_session__refuses_an_onnxruntime_without_the_casts(
+    half: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = graph_session._open
+
+    def without_casts(graph: bytes, *rest: Any) -> Any:
+        model = onnx.load_from_string(graph)
+        for node in model.graph.node:
+            if node.op_type == "Cast" and node.input[0] in ("doubled", "half"):
+                node.op_type = "Identity"
+                del node.attribute[:]
+        return real(model.SerializeToString(), *rest)
+
+    monkeypatch.setattr(graph_session, "_open", without_casts)
+    with pytest.raises(EngineLoadError, match=r"450000\.0.*leaves out casts"):
+        open_emulation(half)
+
+
+def test_session__reads_weights_where_they_lie_and_writes_nothing(
+    vit: Make, images: Any, tmp_path: Path
+) -> None:
+    inline = half_graph(vit(), tmp_path)
+    folder = tmp_path / "beside"
+    folder.mkdir()
+    save_model(load_model(inline), folder / "model_fp16.onnx", external_threshold=1000)
+    before = sorted(path.name for path in folder.iterdir())
+    assert before == ["model_fp16.onnx", "model_fp16.onnx.data"]
+    with open_emulation(inline, threads=1) as one, open_emulation(folder / before[0], threads=1) as other:
+        for a, b in zip(one.run(images), other.run(images), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_emulation__refuses_a_graph_without_fp16(fp32_onnx: Path) -> None:
+    with pytest.raises(SpecError, match=r"found no FP16 in the graph"):
+        open_emulation(fp32_onnx)
+
+
+def test_computed_tensors__name_the_same_value_in_both_graphs(vit: Make, tmp_path: Path) -> None:
+    policy = PrecisionPolicy(fp32_layers=("block_1/mixed", "block_1/mixed_*"))
+    half = computed_tensors(load_model(half_graph(vit(), tmp_path, policy)))
+    full = computed_tensors(load_model(tmp_path / "source.onnx"))
+    sources = {tensor.source for tensor in full}
+    assert {tensor.source for tensor in half} == sources
+    assert len(full) == len(sources)
+    # Moved twice in FP32 between the product and the cast that makes it FP16 again.
+    edge = next(tensor for tensor in half if tensor.node == "cast/block_1/mixed_join:0_fp16")
+    assert edge.source == ("block_1/mixed", 0)
+    product = next(tensor for tensor in full if tensor.node == "block_1/mixed")
+    assert "block_1/out" in product.readers
+    assert all(node.op_type not in MOVING_OPS for node in load_model(tmp_path / "source.onnx").graph.node
+               if node.name in {tensor.node for tensor in full})  # fmt: skip
+
+
+def test_watching__counts_what_numpy_counts(vit: Make, images: Any, tmp_path: Path) -> None:
+    model = vit()
+
+    def spoil(values: np.ndarray) -> None:
+        values[:3] = [np.nan, np.inf, -np.inf]
+
+    set_weight(model, "block_1/up.bias", spoil)
+    onnx.save(model, tmp_path / "model.onnx")
+    with open_watched_fp32(tmp_path / "model.onnx", threads=1) as session:
+        session.run(images[:2])
+        session.run(images[2:])
+        before, spoilt = session.seen["block_1/up:0"], session.seen["block_1/up_bias:0"]
+        first = session.first_overflow
+    assert before.is_finite
+    assert spoilt == Seen(np.inf, 2 * 3 * 49, 3 * 49)
+    assert first is not None
+    assert first.node == "block_1/up_bias"
+    # The part before the spoilt one is not in it.
+    assert [part for part, _inf, _nan in session.overflows()] == ["block_1", "pool", "projection", "head"]
+
+
+def test_watching__largest_is_over_all_runs(half: Path, images: Any) -> None:
+    name = "block_1/residual_2:0"
+    values = np.concatenate([tapped(half, [name], images[k : k + 1])[name] for k in range(3)])
+    with open_emulation(half, threads=1) as session:
+        for k in range(3):
+            session.run(images[k : k + 1])
+    assert session.seen[name] == Seen(float(np.abs(values).max()))
+
+
+def reference_of(path: Path, images: Any) -> tuple[np.ndarray, np.ndarray]:
+    with open_watched_fp32(path, threads=1) as session:
+        return session.run(images)
+
+
+def test_emulated_parity__passes_and_differs_from_fp32(half: Path, images: Any) -> None:
+    reference = reference_of(half.with_name("source.onnx"), images)
+    hop = emulated_fp16_parity(
+        half, images, reference, decision=Decision(), limits=LIMITS, batch=2, threads=1
+    )
+    assert hop.passed
+    assert hop.count == 3
+    # Not 0: that would be FP32 arithmetic. Measured on this graph: 1e-4 to 2e-3.
+    assert 0 < hop.max_abs_logit < LIMITS.max_abs_logit / 5
+    assert hop.to_json()["overflows"] == []
+    assert hop.to_json()["first_overflow"] is None
+
+
+def test_emulated_parity__finds_a_wrong_weight(vit: Make, images: Any, tmp_path: Path) -> None:
+    half = half_graph(vit(), tmp_path)
+    reference = reference_of(tmp_path / "source.onnx", images)
+    model = load_model(half)
+    set_weight(
+        model, "block_1/down.weight_fp16", lambda values: values.__setitem__(..., np.roll(values, 1, 0))
+    )
+    onnx.save(model, half)
+    hop = emulated_fp16_parity(half, images, reference, decision=Decision(), limits=LIMITS, threads=1)
+    assert not hop.passed
+
+
+def test_emulated_parity__fails_on_an_overflow_that_no_logit_shows(
+    vit: Make, images: Any, tmp_path: Path
+) -> None:
+    model = vit()
+    # The sigmoid makes 0 or 1 of it, whether it is 70,000 or infinite.
+    set_weight(model, "block_1.gate", lambda value: value.__setitem__(..., 60000.0))
+    half = half_graph(model, tmp_path)
+    reference = reference_of(tmp_path / "source.onnx", images)
+    arguments = {"decision": Decision(), "limits": LIMITS}
+    assert fp16_loader_check(half, images, reference, **arguments).passed
+    hop = emulated_fp16_parity(half, images, reference, **arguments, threads=1)
+    assert hop.max_abs_logit < LIMITS.max_abs_logit
+    assert not hop.passed
+    assert hop.first_overflow == "block_1/gate_in"
+    assert [part for part, _inf, _nan in hop.overflows] == ["block_1"]
+    assert hop.line().startswith("FAILED")
+    assert "FP16 overflow first in block_1, node block_1/gate_in" in hop.line()
