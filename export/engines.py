@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from export.bundle.writer import BundleWriter
-from export.engine.builder import build_engine
 from export.engine.naming import engine_file_name
 from export.engine.options import BuildOptions, BuiltEngine
+from export.steps.engine import build_engine
 from runtime.manifest import ENGINES_FOLDER, MODEL_FP16_NAME, MODEL_NAME, EngineEntry
 
 

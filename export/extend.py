@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import tempfile
+import logging
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from export.bundle.add_engine import add_engine, recover
+from export.bundle.lock import bundle_lock
 from export.engine.builder import build_engine, require_buildable
 from export.engine.naming import slug_from_text
 from export.engine.options import BuildOptions
@@ -13,6 +20,8 @@ from export.engines import engine_name, graph_name, state_of
 from runtime.bundle import open_bundle
 from runtime.errors import UsageError
 from runtime.manifest import EngineEntry
+
+logger = logging.getLogger("dgsnet.export.engine")
 
 
 def add_backends(
@@ -31,7 +40,8 @@ def add_backends(
 
     Raises:
         ManifestError: the bundle is damaged.
-        UsageError: a backend that needs no engine file.
+        UsageError: a backend that needs no engine file, a bundle that cannot be written, or another process
+            builds for the same bundle.
         EngineBuildError, GateFailedError, MissingDependencyError: as in ``build_engine``.
     """
     if "onnxruntime" in backends:
@@ -39,17 +49,41 @@ def add_backends(
     for backend in backends:
         require_buildable(options, backend=backend)
     recover(bundle)
-    with open_bundle(bundle, verify="full") as opened:
-        opened.join()
-        manifest = opened.manifest
-        graph = opened.file(graph_name(options))
-    slug = slug_from_text(name or str(manifest.raw["backbone"]["name"]))
     added = []
-    for backend in backends:
-        with tempfile.TemporaryDirectory(prefix="dgsnet-") as folder:
-            built = build_engine(graph, Path(folder) / "new.engine", options, backend=backend)
+    with _workshop(bundle) as folder:
+        with open_bundle(bundle, verify="full") as opened:
+            opened.join()
+            manifest = opened.manifest
+            graph = opened.file(graph_name(options))
+        slug = slug_from_text(name or str(manifest.raw["backbone"]["name"]))
+        for backend in backends:
+            built = build_engine(graph, folder / "new.engine", options, backend=backend)
             entry = add_engine(
                 bundle, built.path, built.entry(engine_name(slug, built)), built_from=manifest.files
             )
-        added.append((entry, state_of(built)))
+            built.path.unlink()
+            added.append((entry, state_of(built)))
     return added
+
+
+@contextmanager
+def _workshop(bundle: Path) -> Iterator[Path]:
+    """Gives a folder beside the bundle, on its disk, and locks out a second build for the same bundle.
+
+    A killed build leaves its folder behind; the next one, which then holds the lock, removes it.
+    """
+    place = bundle.resolve()
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(f"{bundle}: cannot be written; copy the bundle to a folder of yours")
+    with bundle_lock(place.with_name(f"{place.name}.engines")):
+        left = re.compile(rf"\.{re.escape(place.name)}\.engine-[0-9a-f]{{8}}")
+        for path in sorted(place.parent.iterdir()):
+            if left.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                logger.info("removed %s, left by an interrupted build", path.name)
+                shutil.rmtree(path)
+        folder = place.with_name(f".{place.name}.engine-{secrets.token_hex(4)}")
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -140,7 +140,12 @@ def _kernels(machine: Machine) -> dict[str, Any]:
     }
 
 
-def _memory(machine: Machine) -> dict[str, Any]:
+def memory_facts(machine: Machine) -> dict[str, Any]:
+    """Returns free and total memory, swap, and the limit of the container, in bytes.
+
+    Raises:
+        ProbeError: the system does not say.
+    """
     text = machine.text("/proc/meminfo")
     if text is None:
         raise ProbeError("this system has no /proc/meminfo")
@@ -176,6 +181,6 @@ _PROBES: dict[str, Callable[[Machine], Any]] = {
     "kernels": _kernels,
     "cuda packages": _packages(_CUDA_PACKAGES),
     "tools": _packages(_TOOLS),
-    "memory": _memory,
+    "memory": memory_facts,
     "disk": _disk,
 }

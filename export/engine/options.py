@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from export.precision import PrecisionPolicy
+from export.precision.policy import PrecisionPolicy
 from runtime.errors import UsageError
-from runtime.manifest import MAX_BATCH, PRECISIONS, EngineEntry
+from runtime.manifest import HARDWARE_LEVELS, MAX_BATCH, PRECISIONS, EngineEntry
+
+BATCH_1_PROFILE = (1, 1, 1)
+HIGHEST_OPTIMIZATION_LEVEL = 5
+NO_HARDWARE_LEVEL = "none"
 
 
 @dataclass(frozen=True)
@@ -21,7 +25,13 @@ class BuildOptions:
             tensorrt-rtx every architecture newer than Turing that the SDK knows.
         workspace_bytes: upper limit of scratch memory; None leaves it to the library.
         policy: what may be FP32 in an FP16 graph, and how much must be FP16.
-        timing_cache: file that keeps kernel timings between builds; tensorrt only.
+        batch_1_profile: adds a profile for single images to one range that starts at 1.
+        timing_cache: file that keeps kernel timings between builds, tensorrt only; None takes the one of
+            this GPU and TensorRT in the user's cache folder.
+        use_timing_cache: False keeps no timings.
+        version_compatible: later versions of TensorRT can run the engine; tensorrt only.
+        hardware_compatible: "none" or one of ``HARDWARE_LEVELS``; tensorrt only.
+        optimization_level: 0 (fastest build) to 5 (fastest engine); None leaves it to the library.
     """
 
     precision: str = "fp16"
@@ -29,7 +39,12 @@ class BuildOptions:
     targets: tuple[str, ...] = ()
     workspace_bytes: int | None = None
     policy: PrecisionPolicy = field(default_factory=PrecisionPolicy)
+    batch_1_profile: bool = True
     timing_cache: Path | None = None
+    use_timing_cache: bool = True
+    version_compatible: bool = False
+    hardware_compatible: str = NO_HARDWARE_LEVEL
+    optimization_level: int | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -44,6 +59,28 @@ class BuildOptions:
                 )
         if self.workspace_bytes is not None and self.workspace_bytes < 1 << 20:
             raise UsageError(f"workspace: found {self.workspace_bytes} bytes, expected at least 1 MiB")
+        if self.timing_cache is not None and not self.use_timing_cache:
+            raise UsageError("timing cache: found a file and a wish for none; give one of the two")
+        levels = (NO_HARDWARE_LEVEL, *HARDWARE_LEVELS)
+        if self.hardware_compatible not in levels:
+            raise UsageError(
+                f"hardware compatibility: found {self.hardware_compatible!r}, expected one of "
+                f"{', '.join(levels)}"
+            )
+        level = self.optimization_level
+        if level is not None and not 0 <= level <= HIGHEST_OPTIMIZATION_LEVEL:
+            raise UsageError(f"optimization level: found {level}, expected 0 to {HIGHEST_OPTIMIZATION_LEVEL}")
+
+    @property
+    def engine_profiles(self) -> tuple[tuple[int, int, int], ...]:
+        """The profiles of an engine file, in its order: the range first, the one for single images last.
+
+        A range that starts above 1 gets none: the engine would then run 1 and not 2, and what chooses
+        between engines reads the sizes in between as held.
+        """
+        if not self.batch_1_profile or len(self.profiles) > 1 or self.profiles[0][0] > 1:
+            return self.profiles
+        return self.profiles if self.profiles[0] == BATCH_1_PROFILE else (*self.profiles, BATCH_1_PROFILE)
 
 
 @dataclass(frozen=True)
@@ -56,14 +93,17 @@ class BuiltEngine:
         backend: "tensorrt" or "tensorrt-rtx".
         version: four-part version of the library.
         precision: "fp16" or "fp32".
-        profiles: (min, opt, max) batch sizes.
+        profiles: (min, opt, max) batch sizes, in the engine's order.
         targets: architectures, ``sm_<NN>``, ascending.
         fp16_share: FP16 share of the MatMul, Gemm and Conv outputs in the parsed network, those left out
             that the policy keeps FP32.
         weighted_layers: how many such layers the parsed network has, all of them.
         seconds: of the build itself.
+        peak_bytes: most host memory that this process held while it built, None where that is not known.
         gpu: name of the GPU that it was built on, None without one.
         driver: CUDA version of the driver, None without one.
+        hardware_compatible: level beyond that GPU as read back, None for none.
+        version_compatible: whether later versions of the library run it.
         runs_here: whether this machine opened it.
         reason: why it cannot be opened here; empty when it can.
     """
@@ -78,8 +118,11 @@ class BuiltEngine:
     fp16_share: float
     weighted_layers: int
     seconds: float
+    peak_bytes: int | None
     gpu: str | None
     driver: str | None
+    hardware_compatible: str | None
+    version_compatible: bool
     runs_here: bool
     reason: str
 
@@ -95,4 +138,8 @@ class BuiltEngine:
             gpu=self.gpu,
             driver=self.driver,
             verified=verified,
+            hardware_compatible=self.hardware_compatible,
+            version_compatible=self.version_compatible,
+            build_seconds=round(self.seconds, 1),
+            build_peak_bytes=self.peak_bytes,
         )

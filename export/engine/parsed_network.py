@@ -12,14 +12,14 @@ from runtime.spec import EMBEDDING_NAME, INPUT_NAME, LOGIT_NAME, MOSAIC_SIDE
 if TYPE_CHECKING:
     import tensorrt
 
-    from export.engine.watch import BuildLog
+    from runtime.backends.tensorrt.log import TensorRtLog
 
 LayerT = TypeVar("LayerT")
 _ERRORS_SHOWN = 3
 
 
 def parse_network(
-    trt: TrtModule, builder: tensorrt.Builder, log: BuildLog, onnx_path: Path
+    trt: TrtModule, builder: tensorrt.Builder, log: TensorRtLog, onnx_path: Path
 ) -> tuple[tensorrt.INetworkDefinition, tensorrt.OnnxParser]:
     """Returns (network, parser) for an ONNX file that follows the contract; keep both until the build ends.
 
@@ -34,7 +34,7 @@ def parse_network(
     if not parser.parse_from_file(str(onnx_path)):
         errors = [_error_text(parser.get_error(k)) for k in range(parser.num_errors)]
         more = f" (and {len(errors) - _ERRORS_SHOWN} more)" if len(errors) > _ERRORS_SHOWN else ""
-        reason = "; ".join(errors[:_ERRORS_SHOWN]) or log.last_errors() or "no reason given"
+        reason = "; ".join(errors[:_ERRORS_SHOWN]) or log.take_errors() or "no reason given"
         raise EngineBuildError(f"{onnx_path.name}: {trt.backend} cannot read it: {reason}{more}")
     _check_contract(trt, network, onnx_path.name)
     _allow_any_attention(trt, network)

@@ -1,50 +1,13 @@
-"""What TensorRT says while it builds: its log and its progress, from whatever thread it calls."""
+"""How far TensorRT is with a build, as it says from whatever thread it calls."""
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, SupportsInt, TypeAlias
 
 if TYPE_CHECKING:
     import tensorrt
-
-    class BuildLog(tensorrt.ILogger):  # type: ignore[misc]
-        """What make_log returns; it exists for mypy alone, as its base is known when the program runs."""
-
-        def last_errors(self) -> str:
-            """Returns the last errors in one line, empty when there were none."""
-
-
-logger = logging.getLogger("dgsnet.export.engine")
-
-
-def make_log(api: tensorrt._Module) -> BuildLog:
-    """Returns a TensorRT logger that feeds ours and remembers the last errors."""
-    if TYPE_CHECKING:
-        base: TypeAlias = BuildLog
-    else:
-        base = api.ILogger
-
-    class Log(base):
-        def __init__(self) -> None:
-            base.__init__(self)  # pybind11 wants it called by name
-            self._errors: deque[str] = deque(maxlen=3)
-
-        def log(self, severity: tensorrt.ILogger.Severity, msg: str) -> None:
-            text = " ".join(msg.split())
-            if severity in (api.ILogger.ERROR, api.ILogger.INTERNAL_ERROR):
-                self._errors.append(text[:300])
-                logger.debug("TensorRT error: %s", text)
-            elif severity == api.ILogger.WARNING:
-                logger.debug("TensorRT warning: %s", text)
-
-        def last_errors(self) -> str:
-            return "; ".join(self._errors)
-
-    return Log()
 
 
 @dataclass

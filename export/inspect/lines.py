@@ -7,6 +7,7 @@ from typing import Any
 
 from runtime.names import printable_name
 
+LABEL_WIDTH = 12
 _PARTS_SHOWN = 60
 _NAMES_SHOWN = 8
 
@@ -40,21 +41,21 @@ def _bundle(facts: dict[str, Any]) -> Iterator[str]:
     yield _row("golden", f"{facts['golden']['file']}, reference {facts['golden']['reference']}")
     for file in facts["files"]:
         state = "" if file["intact"] else f"  DIFFERS, the manifest says {file['listed_sha256'][:16]}"
-        yield _row("file", f"{file['name']}: {_size(file['size'])}, sha256 {file['sha256'][:16]}{state}")
+        yield _row("file", f"{file['name']}: {size_text(file['size'])}, sha256 {file['sha256'][:16]}{state}")
     for engine in facts["engines"]:
         batches = " ".join("-".join(map(str, profile)) for profile in engine["profiles"])
         built_on = f", on {engine['gpu']}" if engine["gpu"] else ""
         yield _row(
             "engine",
             f"{engine['file']}: {engine['backend']} {engine['version']} {engine['precision']}, batch "
-            f"{batches}, {' '.join(engine['targets'])}{built_on}: {engine['state']}",
+            f"{batches}, {' '.join(engine['targets'])}{built_on}{_build_notes(engine)}: {engine['state']}",
         )
 
 
 def _onnx(facts: dict[str, Any]) -> Iterator[str]:
     yield _row("onnx", facts["path"])
     for file in facts["files"]:
-        yield _row("file", f"{file['name']}: {_size(file['size'])}, sha256 {file['sha256'][:16]}")
+        yield _row("file", f"{file['name']}: {size_text(file['size'])}, sha256 {file['sha256'][:16]}")
     yield from _listing(facts["bundle"])
     opsets = ", ".join(f"{domain} {version}" for domain, version in facts["opsets"].items())
     yield _row("opset", f"{opsets}; IR {facts['ir_version']}; producer {facts['producer'] or 'not stated'}")
@@ -74,7 +75,7 @@ def _onnx(facts: dict[str, Any]) -> Iterator[str]:
         yield _row("types", f"unknown: {facts['types']}")
     yield _row("nodes", f"{facts['nodes']}: {_counts(facts['nodes_by_op'])}")
     for name, entry in facts["weights_by_dtype"].items():
-        yield _row("weights", f"{name}: {entry['tensors']} tensors, {_size(entry['bytes'])}")
+        yield _row("weights", f"{name}: {entry['tensors']} tensors, {size_text(entry['bytes'])}")
     yield from _weighted(facts["weighted"])
     yield _row("layer norms", str(facts["layer_norms"]))
     for found in facts["attention"]:
@@ -84,7 +85,7 @@ def _onnx(facts: dict[str, Any]) -> Iterator[str]:
         yield _row("attention", "none found")
     parts = list(facts["parts"].items())
     for name, entry in parts[:_PARTS_SHOWN]:
-        yield _row("part", f"{name}: {entry['nodes']} nodes, {_size(entry['weight_bytes'])} of weights")
+        yield _row("part", f"{name}: {entry['nodes']} nodes, {size_text(entry['weight_bytes'])} of weights")
     if len(parts) > _PARTS_SHOWN:
         yield _row("part", f"and {len(parts) - _PARTS_SHOWN} more; --json lists all")
 
@@ -104,7 +105,7 @@ def _weighted(weighted: dict[str, Any]) -> Iterator[str]:
 
 def _engine(facts: dict[str, Any]) -> Iterator[str]:
     yield _row("engine", facts["path"])
-    yield _row("file", f"{_size(facts['size'])}, sha256 {facts['sha256']}")
+    yield _row("file", f"{size_text(facts['size'])}, sha256 {facts['sha256']}")
     version = facts["header"]["version"]
     yield _row("header", f"{facts['header']['magic']!r}" + (f", TensorRT-RTX {version}" if version else ""))
     name = facts["name"]
@@ -152,8 +153,21 @@ def _listing(listing: dict[str, Any] | None) -> Iterator[str]:
         )
 
 
+def _build_notes(engine: dict[str, Any]) -> str:
+    notes = []
+    if engine.get("hardware_compatible"):
+        notes.append(f"hardware-compatible {engine['hardware_compatible']}")
+    if engine.get("version_compatible"):
+        notes.append("version-compatible")
+    if engine.get("build_seconds") is not None:
+        notes.append(f"built in {engine['build_seconds']} s")
+    if engine.get("build_peak_bytes") is not None:
+        notes.append(f"with {size_text(engine['build_peak_bytes'])} of memory")
+    return "".join(f", {note}" for note in notes)
+
+
 def _row(label: str, text: str) -> str:
-    return f"{label:<12} {text}"
+    return f"{label:<{LABEL_WIDTH}} {text}"
 
 
 def _tensor(tensor: dict[str, Any]) -> str:
@@ -169,5 +183,6 @@ def _names(names: list[str]) -> str:
     return ", ".join(names[:_NAMES_SHOWN]) + more
 
 
-def _size(size: int) -> str:
+def size_text(size: int) -> str:
+    """Returns a number of bytes as a person reads it."""
     return f"{size / 10**6:.2f} MB" if size >= 10**5 else f"{size} bytes"

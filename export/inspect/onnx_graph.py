@@ -13,7 +13,7 @@ from export.inspect.hashes import hashed_files
 from export.inspect.listing import bundle_listing
 from export.onnx_checks import check_contract
 from export.onnx_files import external_files, first_line, inferred_types, load_model
-from export.precision import WEIGHTED_OPS, PrecisionPolicy
+from export.precision.policy import WEIGHTED_OPS, PrecisionPolicy
 from runtime.errors import EngineBuildError, SpecError
 from runtime.names import printable_name
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from export.doctor.child import answer_with
 from export.engine.trt_module import load_trt
-from export.engine.watch import make_log
+from runtime.backends.tensorrt.log import make_log
 from runtime.errors import EngineLoadError
 
 
@@ -27,7 +27,7 @@ def _inspected(path: str, backend: str) -> dict[str, Any]:
     # Code inside a plan stays switched off, which is the default: reading what it holds needs none of it.
     engine = runtime.deserialize_cuda_engine(Path(path).read_bytes())
     if engine is None:
-        raise EngineLoadError(f"{trt.backend} {trt.version}: {log.last_errors() or 'no reason given'}")
+        raise EngineLoadError(f"{trt.backend} {trt.version}: {log.take_errors() or 'no reason given'}")
     inspector = engine.create_engine_inspector()
     information = inspector.get_engine_information(trt.api.LayerInformationFormat.JSON)
     names = [engine.get_tensor_name(k) for k in range(engine.num_io_tensors)]

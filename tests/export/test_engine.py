@@ -16,13 +16,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.engine import builder as builder_module
+from export.engine import serialized
 from export.engine.builder import build_engine
+from export.engine.compatibility import check_engine
 from export.engine.naming import engine_file_name, slug_from_text, target_from_text
 from export.engine.options import BuildOptions, BuiltEngine
 from export.engine.trt_module import load_trt
 from export.engine.watch import PhaseTree
 from export.onnx_files import save_model
-from export.precision import PrecisionPolicy, fp16_from_fp32
+from export.precision.conversion import fp16_from_fp32
+from export.precision.policy import PrecisionPolicy
 from runtime.errors import (
     EngineBuildError,
     GateFailedError,
@@ -30,6 +33,7 @@ from runtime.errors import (
     SpecError,
     UsageError,
 )
+from runtime.machine import CudaDevice
 
 needs_rtx = pytest.mark.skipif(
     not any(Path(folder, "tensorrt_rtx_bindings").is_dir() for folder in sys.path),
@@ -66,6 +70,7 @@ def test_build_engine__fp16_and_fp32_are_real_and_differ(fp32_onnx: Path, fp16_o
     assert half.targets == ("sm_86", "sm_89")
     entry = full.entry("engines/a.engine")
     assert entry.profiles == ((1, 1, 1), (1, 2, 4))
+    assert half.entry("engines/b.engine").profiles == ((1, 2, 4), (1, 1, 1))
     assert entry.version.count(".") == 3
     assert entry.verified == "not-run"
     assert [p.name for p in fp32_onnx.parent.iterdir() if "tmp" in p.name] == []
@@ -203,7 +208,7 @@ def test_build_engine__ctrl_c_stops_tensorrt_and_leaves_nothing(
     told: list[PhaseTree] = []
     cancel = PhaseTree.cancel
     monkeypatch.setattr(PhaseTree, "cancel", lambda tree: (told.append(tree), cancel(tree)))
-    monkeypatch.setattr(builder_module.Progress, "advance", interrupt)
+    monkeypatch.setattr(serialized.Progress, "advance", interrupt)
     with pytest.raises(KeyboardInterrupt):
         build(fp16_onnx)
     assert not [t for t in threading.enumerate() if t.name == "engine-build"]
@@ -218,17 +223,23 @@ def test_build_engine__configures_what_was_asked(fp16_onnx: Path, monkeypatch: p
 
     configs: list[Any] = []
 
-    def capture(_trt: Any, _builder: Any, _network: Any, config: Any, *_rest: Any) -> None:
+    def capture(_trt: Any, _builder: Any, _network: Any, config: Any, *_rest: Any) -> Any:
         configs.append(config)
         raise Stop
 
-    monkeypatch.setattr(builder_module, "_build", capture)
+    monkeypatch.setattr(builder_module, "build_serialized", capture)
     with pytest.raises(Stop):
         build(
-            fp16_onnx, workspace_bytes=3 << 28, targets=("sm_89", "sm_86"), profiles=((1, 1, 1), (1, 8, 32))
+            fp16_onnx,
+            workspace_bytes=3 << 28,
+            targets=("sm_89", "sm_86"),
+            profiles=((1, 8, 32),),
+            optimization_level=5,
         )
     api = load_trt("tensorrt-rtx").api
     assert configs[0].num_optimization_profiles == 2
+    assert configs[0].profiling_verbosity == api.ProfilingVerbosity.DETAILED
+    assert configs[0].builder_optimization_level == 5
     assert configs[0].get_memory_pool_limit(api.MemoryPoolType.WORKSPACE) == 3 << 28
     chosen = [configs[0].get_compute_capability(k) for k in range(configs[0].num_compute_capabilities)]
     assert chosen == [api.ComputeCapability.SM86, api.ComputeCapability.SM89]
@@ -262,11 +273,63 @@ def test_build_engine__refuses_options_that_do_not_fit(fp16_onnx: Path) -> None:
         {"profiles": ((1, 9, 8),)},
         {"profiles": ((0, 1, 1),)},
         {"workspace_bytes": 7},
+        {"hardware_compatible": "all"},
+        {"optimization_level": 6},
     ],
 )
 def test_build_options__refuses_nonsense(change: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="expected"):
         replace(BuildOptions(), **change)
+
+
+def test_build_options__a_range_from_1_gets_a_profile_for_single_images() -> None:
+    def profiles(*sizes: tuple[int, int, int], **options: Any) -> tuple[tuple[int, int, int], ...]:
+        return BuildOptions(profiles=sizes, **options).engine_profiles
+
+    assert profiles((1, 8, 32)) == ((1, 8, 32), (1, 1, 1))
+    assert profiles((1, 8, 32), batch_1_profile=False) == ((1, 8, 32),)
+    assert profiles((1, 1, 1)) == ((1, 1, 1),)
+    assert profiles((4, 8, 32)) == ((4, 8, 32),)
+    assert profiles((1, 1, 1), (1, 2, 4)) == ((1, 1, 1), (1, 2, 4))
+
+
+@needs_rtx
+def test_build_engine__records_time_and_memory(fp16_onnx: Path) -> None:
+    built = build(fp16_onnx, targets=("sm_86",))
+    entry = built.entry("engines/a.engine")
+    # Python and the library alone hold 200 MB.
+    assert entry.build_peak_bytes is not None
+    assert 2e8 < entry.build_peak_bytes < 1e11
+    assert entry.build_seconds == round(built.seconds, 1) > 0
+    assert entry.to_json()["build_seconds"] == entry.build_seconds
+    assert "version_compatible" not in entry.to_json()
+
+
+@needs_rtx
+def test_build_engine__a_level_that_the_library_ignores_is_an_error(fp16_onnx: Path) -> None:
+    for level in ("ampere-plus", "same-compute-capability"):
+        with pytest.raises(EngineBuildError, match=rf"{level}: tensorrt-rtx .* ignores it \(read back: none"):
+            build(fp16_onnx, hardware_compatible=level)
+    with pytest.raises(UsageError, match=r"--version-compatible: tensorrt-rtx has no lean runtime"):
+        build(fp16_onnx, version_compatible=True)
+    assert not list(fp16_onnx.parent.glob("*.engine"))
+
+
+def test_check_engine__compares_the_level_that_an_engine_states() -> None:
+    levels = SimpleNamespace(
+        NONE=SimpleNamespace(name="NONE"), AMPERE_PLUS=SimpleNamespace(name="AMPERE_PLUS")
+    )
+    api: Any = SimpleNamespace(HardwareCompatibilityLevel=levels)
+    trt: Any = SimpleNamespace(api=api, backend="tensorrt", version="10.3.0.26")
+    asked = BuildOptions(hardware_compatible="ampere-plus")
+    as_asked: Any = SimpleNamespace(hardware_compatibility_level=levels.AMPERE_PLUS)
+    ignored: Any = SimpleNamespace(hardware_compatibility_level=levels.NONE)
+    check_engine(trt, as_asked, asked)
+    check_engine(trt, ignored, BuildOptions())
+    with pytest.raises(EngineBuildError, match=r"ignores it \(read back: none in the engine\)"):
+        check_engine(trt, ignored, asked)
+    with pytest.raises(UsageError, match="has no such level, expected ampere-plus"):
+        check_engine(trt, ignored, replace(asked, hardware_compatible="same-compute-capability"))
 
 
 def test_engine_file_name__holds_all_that_decides_where_it_runs() -> None:
@@ -326,7 +389,7 @@ def test_load_trt__absent_names_the_cure(
     def fail(_name: str) -> ModuleType:
         raise error
 
-    monkeypatch.setattr("export.engine.trt_module.import_module", fail)
+    monkeypatch.setattr("runtime.backends.tensorrt.module.import_module", fail)
     with pytest.raises(MissingDependencyError, match=f"{error}.*{cure}"):
         load_trt(backend)
 
@@ -346,3 +409,18 @@ def test_phase_tree__share_grows_and_never_falls() -> None:
     assert not tree.step("root")
     tree.step("unknown")
     assert tree.share() == 1
+
+
+def test_require_buildable__tensorrt_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_tensorrt(monkeypatch, "10.3.0.26", "STRONGLY_TYPED", "FP16 TF32")
+    monkeypatch.setattr(builder_module, "cuda_device", lambda: None)
+    with pytest.raises(MissingDependencyError, match=r"tensorrt 10\.3\.0\.26 is installed, .*no CUDA device"):
+        builder_module.require_buildable(BuildOptions(), backend="tensorrt")
+
+
+def test_require_buildable__tensorrt_builds_for_its_own_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_tensorrt(monkeypatch, "10.3.0.26", "STRONGLY_TYPED", "FP16 TF32")
+    monkeypatch.setattr(builder_module, "cuda_device", lambda: CudaDevice("Orin", "sm_87"))
+    assert builder_module.require_buildable(BuildOptions(), backend="tensorrt")[2] == ("sm_87",)
+    with pytest.raises(UsageError, match=r"target sm_86: .* this machine's GPU only, sm_87"):
+        builder_module.require_buildable(BuildOptions(targets=("8.6",)), backend="tensorrt")

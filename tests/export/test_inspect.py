@@ -28,7 +28,9 @@ from export.graph.tower import Block, Linear, Norm, Tower
 from export.inspect import engine as engine_module
 from export.inspect.engine_layers import layers_summary
 from export.inspect.onnx_graph import onnx_facts, part_of
-from export.precision import PrecisionPolicy, fp16_from_fp32
+from export.onnx_files import save_graph
+from export.precision.conversion import fp16_from_fp32
+from export.precision.policy import PrecisionPolicy
 from runtime.errors import DgsNetError, ManifestError, SpecError, UsageError
 from runtime.machine import CudaDevice
 
@@ -77,7 +79,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         activation="QuickGELU",
     )
     folder = tmp_path_factory.mktemp("graphs")
-    onnx.save(detector_graph(tower, array(1, EMBED), array(1)), folder / "model.onnx")
+    save_graph(detector_graph(tower, array(1, EMBED), array(1)), folder / "model.onnx")
     fp16_from_fp32(folder / "model.onnx", folder / "model_fp16.onnx", PrecisionPolicy())
     return folder
 
