@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,24 +12,26 @@ from numpy.typing import NDArray
 
 from export.bundle.golden import synthetic_mosaics, write_golden
 from export.bundle.writer import BundleWriter
-from export.checkpoint import CheckpointSource
 from export.engine.builder import require_buildable
 from export.engine.naming import slug_from_text
 from export.engine.options import BuildOptions
 from export.engines import add_engines
+from export.graph.rules import check_rules
 from export.onnx_checks import check_contract, check_structure, opset_version
-from export.onnx_files import save_model
-from export.onnx_source import OnnxSource
+from export.onnx_files import load_model
 from export.parity.batches import check_batch_sizes
-from export.parity.compare import HopReport
-from export.parity.fp16_graph import fp16_graph_parity
+from export.parity.compare import HopReport, Outputs
+from export.parity.fp16_graph import fp16_loader_check
 from export.parity.limits import own_limits
-from export.precision import PrecisionReport, fp16_from_fp32
+from export.precision.conversion import fp16_from_fp32
+from export.precision.report import PrecisionReport
 from export.source import ONNX, source_kind
+from export.steps.clock import Phase, PhaseClock
+from export.steps.graph import SourceFacts, write_graph
 from export.versions import source_commit, tool_versions
 from runtime.backends.onnx_session import OnnxSession
 from runtime.console import logger
-from runtime.errors import ParityError
+from runtime.errors import ParityError, UsageError
 from runtime.manifest import (
     GOLDEN_NAME,
     MODEL_FP16_NAME,
@@ -43,6 +46,11 @@ from runtime.tolerances import TOLERANCES
 
 # Besides the profile's own sizes: a graph with the batch frozen inside is right at one size only.
 CHECKED_BATCHES = (1, 2, 3, 8)
+# From this many weights on, numbers are compared on four mosaics at three sizes: a large tower takes seconds
+# for each of them on a CPU.
+LARGE_PARAMETERS = 100_000_000
+LARGE_BATCHES, LARGE_COUNT = (1, 2, 3), 4
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -66,19 +74,20 @@ class BundleOptions:
 
 @dataclass(frozen=True)
 class BundleReport:
-    """What was built: the folder, the engines with their state, the precision and every parity hop."""
+    """What was built: the folder, the engines with their state, precision, parity hops, time of each step."""
 
     bundle: Path
     engines: tuple[tuple[EngineEntry, str], ...]
     precision: PrecisionReport
     hops: tuple[HopReport, ...]
+    phases: tuple[Phase, ...]
 
 
 def build_bundle(source: Path, output: Path, options: BundleOptions) -> BundleReport:
     """Builds a bundle; nothing is published unless every check that could run has passed.
 
     Args:
-        source: a run's folder, or an ONNX file that follows the contract.
+        source: a run's folder, the authors' .pth, or an ONNX file that follows the contract.
         output: folder of the bundle.
         options: backends and engine options.
 
@@ -87,86 +96,115 @@ def build_bundle(source: Path, output: Path, options: BundleOptions) -> BundleRe
         GateFailedError: an FP16 engine would not be FP16.
         EngineBuildError: a graph or an engine cannot be built.
         MissingDependencyError: a backend asked for is not installed.
-        UsageError: the output cannot be written or is no bundle.
+        UsageError: the output cannot be written or is no bundle, or the disk is full.
     """
     for backend in options.backends:
         if backend != "onnxruntime":
             require_buildable(options.engine, backend=backend)
-    loaded: CheckpointSource | OnnxSource
-    loaded = OnnxSource(source) if source_kind(source) == ONNX else CheckpointSource(source)
-    profile = options.engine.profiles[0]
-    slug = slug_from_text(options.name or str(loaded.backbone["name"]))
-    with BundleWriter(output) as writer:
-        model_path = writer.path(MODEL_NAME)
-        model = loaded.onnx()
-        opset = opset_version(model)
-        save_model(model, model_path)
-        del model
-        embed_dim = check_contract(model_path)
-        check_structure(model_path)
-        logger.info("%s: opset %d, embedding %d, checked", MODEL_NAME, opset, embed_dim)
+    try:
+        return _build(source, output, options)
+    except OSError as err:
+        if err.errno not in _NO_ROOM:
+            raise
+        raise UsageError(
+            f"{output}: cannot be written ({err.strerror}); free space or name another folder"
+        ) from err
 
-        golden = synthetic_mosaics() if options.golden is None else options.golden
-        reference = loaded.reference(golden)
+
+def _build(source: Path, output: Path, options: BundleOptions) -> BundleReport:
+    clock = PhaseClock()
+    golden = synthetic_mosaics() if options.golden is None else options.golden
+    with BundleWriter(output) as writer:
+        model_path, half_path = writer.path(MODEL_NAME), writer.path(MODEL_FP16_NAME)
+        facts, reference = write_graph(source, model_path, golden, clock)
+        with clock.phase("check the FP32 graph"):
+            embed_dim, opset = _check_graph(model_path, is_ours=source_kind(source) != ONNX)
         write_golden(writer.path(GOLDEN_NAME), golden, *reference)
-        with OnnxSession(model_path, device="cpu", embed_dim=embed_dim, profile=(1, *profile[1:])) as session:
-            sizes = sorted({n for n in (*CHECKED_BATCHES, *profile) if n <= profile[2]})
-            hops = check_batch_sizes(
-                session,
-                golden,
-                reference,
-                tuple(sizes),
-                all_at=profile[1],
-                decision=loaded.decision,
-                limits=own_limits("fp32"),
-            )
+        with clock.phase("FP32 graph against its reference", is_numeric=True):
+            hops = _fp32_hops(model_path, golden, reference, facts, options, embed_dim)
         _require_passed(hops)
-        precision = fp16_from_fp32(model_path, writer.path(MODEL_FP16_NAME), options.engine.policy)
+        with clock.phase("write and check the FP16 graph"):
+            precision = fp16_from_fp32(model_path, half_path, options.engine.policy)
         logger.info(
             "%s: %.1f %% of weighted layers in FP16, %d casts",
             MODEL_FP16_NAME,
             100 * precision.fp16_share,
             precision.casts,
         )
-        typed = fp16_graph_parity(
-            writer.path(MODEL_FP16_NAME),
-            golden,
-            reference,
-            decision=loaded.decision,
-            limits=own_limits("fp16"),
-        )
+        with clock.phase("FP16 graph against its reference", is_numeric=True):
+            limits = own_limits("fp16")
+            typed = fp16_loader_check(half_path, golden, reference, decision=facts.decision, limits=limits)
         _require_passed([typed])
         hops.append(typed)
         engines = []
+        slug = slug_from_text(options.name or str(facts.backbone["name"]))
         for backend in options.backends:
-            engines += add_engines(writer, backend, slug, options.engine)
-        _write_parity(writer.path(f"{PARITY_FOLDER}/parity.json"), hops, loaded.reference_name)
+            with clock.phase(f"{backend} engine"):
+                engines += add_engines(writer, backend, slug, options.engine)
+        _write_parity(writer.path(f"{PARITY_FOLDER}/parity.json"), hops, facts.reference_name)
         content = {
             "schema": SCHEMA_VERSION,
             "graph": graph_json(embed_dim, opset),
             "preprocessing": Preprocessing().to_json(),
-            "backbone": loaded.backbone,
+            "backbone": facts.backbone,
             "classes": list(CLASSES),
-            "decision": loaded.decision.to_json(),
+            "decision": facts.decision.to_json(),
             "tolerances": TOLERANCES,
-            "golden": {"file": GOLDEN_NAME, "reference": loaded.reference_name, "count": len(golden)},
+            "golden": {"file": GOLDEN_NAME, "reference": facts.reference_name, "count": len(golden)},
             "provenance": {
-                "source_sha256": loaded.sha256,
-                "calibrated": loaded.calibrated,
+                "source_sha256": facts.sha256,
+                "calibrated": facts.calibrated,
                 "commit": source_commit(),
                 "tools": tool_versions(),
                 "command": list(options.command),
             },
             "engines": [entry.to_json() for entry, _state in engines],
         }
-        bundle = writer.commit(content)
+        with clock.phase("hash, sync and publish"):
+            bundle = writer.commit(content)
+    for phase in clock.phases:
+        logger.debug("%s: %.1f s", phase.name, phase.seconds)
     logger.info(
         "decision: threshold %.6g, temperature %.4g, %s",
-        loaded.decision.threshold,
-        loaded.decision.temperature,
-        "calibrated" if loaded.calibrated else "not calibrated (python -m train calibrate sets them)",
+        facts.decision.threshold,
+        facts.decision.temperature,
+        "calibrated" if facts.calibrated else "not calibrated (python -m train calibrate sets them)",
     )
-    return BundleReport(bundle, tuple(engines), precision, tuple(hops))
+    return BundleReport(bundle, tuple(engines), precision, tuple(hops), tuple(clock.phases))
+
+
+def _check_graph(path: Path, *, is_ours: bool) -> tuple[int, int]:
+    """Checks a written graph and returns its embedding's width and its opset."""
+    model = load_model(path, weights=False)
+    embed_dim, opset = check_contract(model), opset_version(model)
+    check_structure(path)
+    blocks = f", {check_rules(model)} blocks" if is_ours else ""
+    logger.info("%s: opset %d, embedding %d%s, checked", path.name, opset, embed_dim, blocks)
+    return embed_dim, opset
+
+
+def _fp32_hops(
+    path: Path,
+    golden: NDArray[np.uint8],
+    reference: Outputs,
+    facts: SourceFacts,
+    options: BundleOptions,
+    embed_dim: int,
+) -> list[HopReport]:
+    profile = options.engine.profiles[0]
+    sizes, all_at, count = {*CHECKED_BATCHES, *profile}, profile[1], len(golden)
+    if facts.parameters > LARGE_PARAMETERS:
+        sizes, all_at, count = {*LARGE_BATCHES}, LARGE_BATCHES[0], min(LARGE_COUNT, count)
+    with OnnxSession(path, device="cpu", embed_dim=embed_dim, profile=(1, *profile[1:])) as session:
+        return check_batch_sizes(
+            session,
+            golden[:count],
+            (reference[0][:count], reference[1][:count]),
+            tuple(sorted(size for size in sizes if size <= profile[2])),
+            all_at=all_at,
+            decision=facts.decision,
+            limits=own_limits("fp32"),
+        )
 
 
 def _require_passed(hops: list[HopReport]) -> None:

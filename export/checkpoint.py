@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.graph.detector import detector_graph
+from export.graph.detector import OPSET, detector_graph
 from export.graph.tower import tower_from_torch
+from export.onnx_files import save_graph
 from export.source import is_official
 from runtime.decision import Decision
 from runtime.errors import CheckpointError, MissingDependencyError, UsageError
+from runtime.spec import Preprocessing
 
 _BATCH = 16
 
@@ -28,6 +30,7 @@ class CheckpointSource:
 
     Args:
         run: the run's folder, or the authors' .pth, which is imported with the defaults of import-official.
+        scratch: folder for what importing writes in between; None takes the system's.
 
     Raises:
         CheckpointError: the run is damaged, incomplete or of another architecture.
@@ -37,19 +40,20 @@ class CheckpointSource:
 
     reference_name = "pytorch-fp32"
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, *, scratch: Path | None = None) -> None:
         try:
             from train.checkpoint import load_checkpoint
         except ImportError as err:
             raise MissingDependencyError(
                 f'a checkpoint needs torch and open_clip ({err}); pip install "dgsnet[train]"'
             ) from err
+        self._merged: Any = None
         if not is_official(run):
             self._checkpoint = load_checkpoint(run)
             return
         from train.official.importing import import_official
 
-        with tempfile.TemporaryDirectory(prefix="dgsnet-import-") as folder:
+        with tempfile.TemporaryDirectory(prefix="dgsnet-import-", dir=scratch) as folder:
             try:
                 import_official(run, Path(folder) / "run")
             except (CheckpointError, UsageError) as err:
@@ -81,38 +85,64 @@ class CheckpointSource:
         """Width D of the embedding."""
         return self._checkpoint.backbone.embed_dim
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How the checkpoint's pictures became mosaics."""
+        return Preprocessing.from_json(self._checkpoint.record["preprocessing"])
+
     def reference(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Returns PyTorch's raw logits, float32 ``[N]``, and embeddings, float32 ``[N, D]``, unmerged.
 
         Args:
             images: mosaics, uint8 ``[N, 224, 224, 3]``.
         """
-        import torch
+        return _forward(self._checkpoint.model, images)
 
-        logits, embeddings = [], []
-        with torch.inference_mode():
-            for start in range(0, len(images), _BATCH):
-                logit, embedding = self._checkpoint.model(
-                    torch.from_numpy(np.array(images[start : start + _BATCH]))
-                )
-                logits.append(logit.numpy())
-                embeddings.append(embedding.numpy())
-        return np.concatenate(logits), np.concatenate(embeddings)
+    def merged_reference(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Returns what ``reference`` does, with the adapters merged into the weights.
 
-    def onnx(self) -> Any:
-        """Returns the FP32 ONNX model with the adapters merged; this object stays unmerged.
+        The merged copy shares every weight that merging leaves alone, and stays for the next call.
+        """
+        from train.lora import has_adapters, merge_lora
+
+        if self._merged is None:
+            model = self._checkpoint.model
+            self._merged = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+            if has_adapters(self._merged.visual):  # the recipe "linear" has none
+                merge_lora(self._merged.visual)
+        return _forward(self._merged, images)
+
+    def write_onnx(self, path: Path, *, opset: int = OPSET) -> int:
+        """Writes the FP32 graph with the adapters merged and returns how many numbers its weights are.
+
+        Weights go from the loaded model to the file; this object stays unmerged.
 
         Raises:
             SpecError: the tower has a part that the graph cannot express.
             CheckpointError: a weight is not finite.
+            UsageError: an opset that is not written.
+            OSError: the file cannot be written.
         """
-        from train.lora import has_adapters, merge_lora
-
         model = self._checkpoint.model
-        visual = copy.deepcopy(model.visual)
-        if has_adapters(visual):  # the recipe "linear" has none
-            merge_lora(visual)
         head = model.head_image
-        return detector_graph(
-            tower_from_torch(visual), head.weight.detach().numpy(), head.bias.detach().numpy()
+        graph = detector_graph(
+            tower_from_torch(model.visual),
+            head.weight.detach().numpy(),
+            head.bias.detach().numpy(),
+            opset=opset,
         )
+        parameters = graph.parameters
+        save_graph(graph, path)
+        return parameters
+
+
+def _forward(model: Any, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    import torch
+
+    logits, embeddings = [], []
+    with torch.inference_mode():
+        for start in range(0, len(images), _BATCH):
+            logit, embedding = model(torch.from_numpy(np.array(images[start : start + _BATCH])))
+            logits.append(logit.numpy())
+            embeddings.append(embedding.numpy())
+    return np.concatenate(logits), np.concatenate(embeddings)

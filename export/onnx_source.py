@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.onnx_checks import check_contract, check_fp32
-from export.onnx_files import external_files, load_model
+from export.onnx_checks import check_batch_is_free, check_contract, check_plain_fp32, check_structure
+from export.onnx_files import check_finite, external_files, load_model, save_model
 from export.parity.batches import run_in_batches
 from runtime.backends.onnx_session import OnnxSession
 from runtime.decision import Decision
+from runtime.errors import EngineLoadError, SpecError
+
+_BLOCK_BYTES = 1 << 20
+# A batch frozen inside is right at one size only.
+_TRIED_BATCHES = (1, 2, 3)
 
 
 class OnnxSource:
@@ -23,7 +29,7 @@ class OnnxSource:
         path: the file; weights may lie beside it.
 
     Raises:
-        SpecError: the file does not follow the contract, or computes in FP16.
+        SpecError: the file does not follow the contract, is not valid, or does not compute in FP32.
     """
 
     reference_name = "onnx-fp32"
@@ -31,20 +37,52 @@ class OnnxSource:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.embed_dim = check_contract(path)
-        check_fp32(path)
+        graph = load_model(path, weights=False)
+        self.embed_dim = check_contract(graph)
+        check_plain_fp32(graph, path.name)
+        check_structure(path)
+        check_batch_is_free(graph, path.name)
         self.decision = Decision()
         self.backbone: dict[str, Any] = {"name": path.stem}
-        digest = hashlib.sha256(path.read_bytes())
-        for name in external_files(load_model(path, weights=False)):
-            digest.update((path.parent / name).read_bytes())
-        self.sha256 = digest.hexdigest()
+        self.sha256 = _sha256([path, *(path.parent / name for name in external_files(graph))])
 
     def reference(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Returns ONNX Runtime's logits ``[N]`` and embeddings ``[N, D]``, one mosaic at a time."""
-        with OnnxSession(self._path, device="cpu", embed_dim=self.embed_dim, profile=(1, 1, 1)) as session:
+        """Returns ONNX Runtime's logits ``[N]`` and embeddings ``[N, D]``, one mosaic at a time.
+
+        Raises:
+            SpecError: the graph does not run at every batch size.
+            EngineLoadError: ONNX Runtime cannot open it.
+        """
+        most = max(_TRIED_BATCHES)
+        with OnnxSession(self._path, device="cpu", embed_dim=self.embed_dim, profile=(1, 1, most)) as session:
+            for size in _TRIED_BATCHES:
+                try:
+                    session.run(images[np.arange(size) % len(images)])
+                except EngineLoadError as err:
+                    raise SpecError(
+                        f"{self._path.name}: found no result at batch {size}, expected one at every batch; "
+                        f"export it with a dynamic batch and two example pictures ({err})"
+                    ) from err
             return run_in_batches(session, images, 1)
 
-    def onnx(self) -> Any:
-        """Returns the model with its weights."""
-        return load_model(self._path)
+    def write_onnx(self, path: Path) -> int:
+        """Writes the model without its exporter's traces; returns how many numbers its weights are.
+
+        Raises:
+            SpecError: a weight is not finite.
+            OSError: the file cannot be written.
+        """
+        model = load_model(self._path)
+        for tensor in model.graph.initializer:
+            check_finite(tensor, self._path.name)
+        save_model(model, path)
+        return sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
+
+
+def _sha256(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as stream:
+            while block := stream.read(_BLOCK_BYTES):
+                digest.update(block)
+    return digest.hexdigest()

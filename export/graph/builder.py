@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
 
 Array = NDArray[Any]
 
 
+@dataclass(frozen=True)
+class WrittenGraph:
+    """An ONNX model whose weights are still arrays of somebody else: nothing of them was copied.
+
+    Attributes:
+        model: complete but for its initializers.
+        weights: what they will hold, by name, in their order; any strides.
+    """
+
+    model: ModelProto
+    weights: dict[str, Array]
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the weights are."""
+        return sum(array.size for array in self.weights.values())
+
+
 class GraphBuilder:
-    """Collects nodes and initializers; every node is called ``<part>/<what>`` and gives one tensor."""
+    """Collects nodes and weights; every node is called ``<part>/<what>`` and gives one tensor."""
 
     def __init__(self) -> None:
-        self.nodes: list[Any] = []
-        self.initializers: dict[str, Any] = {}
+        self.nodes: list[NodeProto] = []
+        self.weights: dict[str, Array] = {}
 
     def add(
         self, name: str, op: str, inputs: Sequence[str], *, output: str | None = None, **attributes: Any
@@ -34,12 +55,10 @@ class GraphBuilder:
         return list(outputs)
 
     def constant(self, name: str, value: Array) -> str:
-        """Stores a tensor once and returns its name; the bytes are copied."""
-        from onnx import numpy_helper
-
-        if name in self.initializers:
+        """Notes a tensor once and returns its name; the array is not copied and must not change."""
+        if name in self.weights:
             raise ValueError(f"constant {name!r} exists already")
-        self.initializers[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
+        self.weights[name] = value
         return name
 
     def linear(self, name: str, x: str, weight: Array, bias: Array | None) -> str:

@@ -8,13 +8,13 @@ the part: preprocess/, stem/, block_<n>/, pool/, projection/, head/.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.graph.builder import GraphBuilder
+from export.graph.builder import GraphBuilder, WrittenGraph
 from export.graph.tower import Block, Norm, Tower
+from runtime.errors import UsageError
 from runtime.spec import (
     BATCH_AXIS,
     EMBEDDING_NAME,
@@ -26,20 +26,29 @@ from runtime.spec import (
 )
 
 OPSET = 18
-# The oldest IR that carries opset 18, so that old parsers (TensorRT 10.3 on JetPack 6) read the file.
-IR_VERSION = 8
+# The oldest IR that carries each opset, so that old parsers (TensorRT 10.3 on JetPack 6) read the file. They
+# end at opset 20, and LayerNormalization begins with 17.
+IR_VERSIONS = {17: 8, 18: 8, 19: 9, 20: 9}
 
 
-def detector_graph(tower: Tower, head_weight: NDArray[np.float32], head_bias: NDArray[np.float32]) -> Any:
-    """Returns the ONNX model of the graph contract: uint8 mosaics in, float32 logit and embedding out.
+def detector_graph(
+    tower: Tower, head_weight: NDArray[np.float32], head_bias: NDArray[np.float32], *, opset: int = OPSET
+) -> WrittenGraph:
+    """Returns the graph of the contract: uint8 mosaics in, float32 logit and embedding out.
 
     Args:
-        tower: the vision transformer, adapters merged.
+        tower: the vision transformer, adapters merged; the graph refers to its arrays.
         head_weight: float32 ``[1, E]``.
         head_bias: float32 ``[1]``.
+        opset: version of the standard operators; the nodes are the same in each.
+
+    Raises:
+        UsageError: an opset that not every supported parser reads, or without LayerNormalization.
     """
     from onnx import TensorProto, helper
 
+    if opset not in IR_VERSIONS:
+        raise UsageError(f"opset: found {opset}, expected one of {', '.join(map(str, IR_VERSIONS))}")
     graph = GraphBuilder()
     embed_dim = tower.projection.shape[1]
     x = _preprocess(graph)
@@ -55,7 +64,7 @@ def detector_graph(tower: Tower, head_weight: NDArray[np.float32], head_bias: ND
     graph.add("head/squeeze", "Squeeze", [x, axis], output=LOGIT_NAME)
 
     images = [BATCH_AXIS, MOSAIC_SIDE, MOSAIC_SIDE, 3]
-    return helper.make_model(
+    model = helper.make_model(
         helper.make_graph(
             graph.nodes,
             "dgsnet",
@@ -64,12 +73,12 @@ def detector_graph(tower: Tower, head_weight: NDArray[np.float32], head_bias: ND
                 helper.make_tensor_value_info(LOGIT_NAME, TensorProto.FLOAT, [BATCH_AXIS]),
                 helper.make_tensor_value_info(EMBEDDING_NAME, TensorProto.FLOAT, [BATCH_AXIS, embed_dim]),
             ],
-            initializer=list(graph.initializers.values()),
         ),
         producer_name="dgsnet",
-        ir_version=IR_VERSION,
-        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSIONS[opset],
+        opset_imports=[helper.make_opsetid("", opset)],
     )
+    return WrittenGraph(model, graph.weights)
 
 
 def _preprocess(graph: GraphBuilder) -> str:

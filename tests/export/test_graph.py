@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,26 +14,38 @@ import pytest
 import torch
 from torch import nn
 
-from export.graph.detector import detector_graph
+from export.graph.builder import WrittenGraph
+from export.graph.detector import OPSET, detector_graph
+from export.graph.rules import check_rules
 from export.graph.tower import tower_from_torch
 from export.onnx_checks import check_contract, check_structure
-from export.onnx_files import save_model
-from runtime.errors import CheckpointError, SpecError
+from export.onnx_files import load_model, save_graph
+from runtime.errors import CheckpointError, SpecError, UsageError
 from train.backbone import load_clip
+from train.config import LoraConfig
+from train.lora import add_lora, has_adapters, lora_disabled, lora_state
 from train.model import DgsNet
 
 
-def written(name: str, path: Path, *, change: Callable[[nn.Module], object] = lambda _visual: None) -> DgsNet:
+def written(
+    name: str,
+    path: Path,
+    *,
+    change: Callable[[nn.Module], object] = lambda _visual: None,
+    opset: int = OPSET,
+) -> DgsNet:
     torch.manual_seed(0)
     clip, info = load_clip(name, "random", seed=1)
     change(clip.visual)
     model = DgsNet(clip.visual, info.embed_dim).eval()
-    head = model.head_image
-    graph = detector_graph(
-        tower_from_torch(clip.visual), head.weight.detach().numpy(), head.bias.detach().numpy()
-    )
-    save_model(graph, path)
+    save_graph(graph_of(model, opset), path)
     return model
+
+
+def graph_of(model: DgsNet, opset: int = OPSET) -> WrittenGraph:
+    head = model.head_image
+    tower = tower_from_torch(model.visual)
+    return detector_graph(tower, head.weight.detach().numpy(), head.bias.detach().numpy(), opset=opset)
 
 
 def largest_differences(model: DgsNet, path: Path, batch: int) -> tuple[float, float]:
@@ -96,19 +109,109 @@ def test_detector_graph__sees_the_other_activation(tmp_path: Path) -> None:
     assert largest_differences(other, tmp_path / "m.onnx", 2)[1] > 1e-3
 
 
-def test_detector_graph__is_lean_and_named_by_part(tmp_path: Path) -> None:
-    written("dgsnet-tiny-p32", tmp_path / "m.onnx")
+@pytest.mark.parametrize(
+    "change", [lambda _: None, quick_gelu, layer_scale], ids=["gelu", "quickgelu", "scale"]
+)
+def test_detector_graph__is_lean_and_named_by_part(
+    tmp_path: Path, change: Callable[[nn.Module], object]
+) -> None:
+    written("dgsnet-tiny-p32", tmp_path / "m.onnx", change=change)
     model = onnx.load(tmp_path / "m.onnx")
-    operators = {node.op_type for node in model.graph.node}
-    assert operators & {"Shape", "Slice", "Expand", "Concat", "ConstantOfShape", "If", "Loop"} == set()
+    assert check_rules(model) == 4
     parts = {node.name.split("/")[0] for node in model.graph.node}
     assert parts == {"preprocess", "stem", "pool", "projection", "head", *(f"block_{k}" for k in range(4))}
-    assert len({node.name for node in model.graph.node}) == len(model.graph.node)
     block = [node for node in model.graph.node if node.name.startswith("block_0/")]
-    assert len(block) <= 30
-    assert sum(node.op_type == "LayerNormalization" for node in block) == 2
+    assert len(block) <= 30 + 2 * (change is layer_scale)
+    assert [n.name for n in model.graph.node if n.op_type == "Gather"] == ["pool/class_token"]
     # TensorRT refuses any operator on uint8 before the cast to float.
     assert [n.op_type for n in model.graph.node if "images" in n.input] == ["Cast"]
+
+
+def _nodes(model: Any, op: str, count: int, prefix: str) -> None:
+    for index in range(count):
+        model.graph.node.append(onnx.helper.make_node(op, ["a"], ["b"], name=f"{prefix}{index}"))
+
+
+def _first(model: Any, name: str) -> Any:
+    return next(node for node in model.graph.node if node.name == name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: _nodes(m, "Identity", 10, "block_1/x"), "block_1: found 40 nodes, expected at most 30"),
+        (
+            lambda m: _nodes(m, "Gather", 1, "block_2/x"),
+            "block_2: found Gather, expected none of",
+        ),
+        (lambda m: _nodes(m, "Shape", 1, "block_0/x"), "block_0/x0: found Shape"),
+        (lambda m: _nodes(m, "Slice", 1, "block_0/x"), "block_0/x0: found Slice"),
+        (lambda m: _nodes(m, "Expand", 1, "stem/x"), "stem/x0: found Expand"),
+        (lambda m: _nodes(m, "Add", 1, "block_9/x"), r"found blocks \[0, 1, 2, 3, 9\]"),
+        (
+            lambda m: _first(m, "block_1/ln_1").ClearField("name"),
+            r"node '' \(LayerNormalization\)",
+        ),
+        (lambda m: setattr(_first(m, "pool/ln_post"), "name", "/visual/Add_3"), "node '/visual/Add_3'"),
+        (
+            lambda m: setattr(_first(m, "block_1/ln_1"), "name", "block_1/ln_2"),
+            "two nodes named 'block_1/ln_2'",
+        ),
+        (
+            lambda m: setattr(_first(m, "block_1/ln_1"), "op_type", "InstanceNormalization"),
+            "block_1: found 1 LayerNormalization, expected 2",
+        ),
+    ],
+)
+def test_check_rules__names_the_rule_that_is_broken(
+    tmp_path: Path, change: Callable[[Any], object], message: str
+) -> None:
+    written("dgsnet-tiny-p32", tmp_path / "m.onnx")
+    model = onnx.load(tmp_path / "m.onnx")
+    change(model)
+    with pytest.raises(SpecError, match=message):
+        check_rules(model)
+
+
+@pytest.mark.parametrize("opset", [17, 19, 20])
+def test_detector_graph__is_the_same_at_every_opset(tmp_path: Path, opset: int) -> None:
+    model = written("dgsnet-tiny-p32", tmp_path / "m.onnx", opset=opset)
+    check_structure(tmp_path / "m.onnx")
+    found = onnx.load(tmp_path / "m.onnx")
+    assert [o.version for o in found.opset_import] == [opset]
+    assert largest_differences(model, tmp_path / "m.onnx", 2)[0] < 1e-5
+
+
+def test_detector_graph__refuses_another_opset(tmp_path: Path) -> None:
+    for opset in (16, 21):
+        with pytest.raises(UsageError, match=f"found {opset}, expected one of 17, 18, 19, 20"):
+            written("dgsnet-tiny-p32", tmp_path / "m.onnx", opset=opset)
+
+
+def test_detector_graph__holds_the_weights_once(tmp_path: Path) -> None:
+    """A large tower fits because its arrays are the module's own."""
+    clip, info = load_clip("dgsnet-tiny-p32", "random", seed=1)
+    model = DgsNet(clip.visual, info.embed_dim).eval()
+    graph = graph_of(model)
+    shared = {t.detach().numpy().__array_interface__["data"][0] for t in model.parameters()}
+    arrays = [array for array in graph.weights.values() if array.nbytes >= 1024]
+    copied = [array for array in arrays if array.__array_interface__["data"][0] not in shared]
+    assert sum(array.nbytes for array in copied) < 0.02 * sum(array.nbytes for array in arrays)
+    assert not graph.model.graph.initializer
+    assert graph.parameters == sum(array.size for array in graph.weights.values())
+
+
+def test_detector_graph__merges_adapters_like_the_module_itself(tmp_path: Path) -> None:
+    def adapted(visual: nn.Module) -> None:
+        add_lora(visual, LoraConfig())
+        for tensor in lora_state(visual).values():
+            tensor.add_(torch.randn_like(tensor) * 0.02)
+
+    model = written("dgsnet-tiny-p32", tmp_path / "m.onnx", change=adapted)
+    assert has_adapters(model.visual)
+    assert largest_differences(model, tmp_path / "m.onnx", 3)[0] < 1e-5
+    with lora_disabled(model.visual):
+        assert largest_differences(model, tmp_path / "m.onnx", 3)[1] > 1e-3
 
 
 def test_detector_graph__same_weights_same_bytes(tmp_path: Path) -> None:
@@ -147,9 +250,21 @@ def test_tower_from_torch__refuses_what_it_cannot_express() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ViT-B-32-quickgelu", "ViT-B-16", "ViT-L-14-quickgelu"])
-def test_detector_graph__real_shapes(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        ("ViT-B-32", 12),
+        ("ViT-B-32-quickgelu", 12),
+        ("ViT-B-16", 12),
+        ("ViT-L-14-quickgelu", 24),
+        ("ViT-H-14", 32),
+    ],
+)
+def test_detector_graph__real_shapes(tmp_path: Path, name: str, blocks: int) -> None:
     model = written(name, tmp_path / "m.onnx")
     assert (tmp_path / "m.onnx.data").is_file()
-    for batch in (1, 3):
+    assert check_contract(tmp_path / "m.onnx") == {"ViT-L-14-quickgelu": 768, "ViT-H-14": 1024}.get(name, 512)
+    check_structure(tmp_path / "m.onnx")
+    assert check_rules(load_model(tmp_path / "m.onnx", weights=False)) == blocks
+    for batch in (1, 2, 3, 8):
         assert largest_differences(model, tmp_path / "m.onnx", batch)[0] < 1e-4

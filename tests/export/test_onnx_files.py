@@ -11,10 +11,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
+from export.graph.builder import WrittenGraph
 from export.onnx_checks import check_contract, check_structure, opset_version
-from export.onnx_files import load_model, save_model
+from export.onnx_files import load_model, save_graph, save_model
 from runtime.errors import EngineBuildError, SpecError
 
 TRACE = "/home/someone/site-packages/exporter.py"
@@ -99,6 +100,26 @@ def test_save_model__same_graph_same_bytes(vit: Callable[..., Any], tmp_path: Pa
         (tmp_path / folder).mkdir()
         save_model(vit(), tmp_path / folder / "model.onnx", external_threshold=1000)
     for name in ("model.onnx", "model.onnx.data"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize("threshold", [1000, 10**9], ids=["beside", "inside"])
+def test_save_graph__gives_the_bytes_of_save_model(
+    threshold: int, vit: Callable[..., Any], tmp_path: Path
+) -> None:
+    model = vit()
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    save_model(model, tmp_path / "a" / "m.onnx", external_threshold=threshold)
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    # Column by column in memory, and still row by row in the file.
+    weights = {n: np.asfortranarray(w) if w.ndim == 2 else w for n, w in weights.items()}
+    assert any(not w.flags.c_contiguous for w in weights.values())
+    del model.graph.initializer[:]
+    save_graph(WrittenGraph(model, weights), tmp_path / "b" / "m.onnx", external_threshold=threshold)
+    names = sorted(p.name for p in (tmp_path / "a").iterdir())
+    assert names == sorted(p.name for p in (tmp_path / "b").iterdir())
+    for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 

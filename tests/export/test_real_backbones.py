@@ -32,7 +32,7 @@ def untrained_run(folder: Path, backbone: str) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["ViT-B-32-quickgelu", "ViT-B-16", "ViT-L-14-quickgelu"])
+@pytest.mark.parametrize("backbone", ["ViT-B-32-quickgelu", "ViT-B-16", "ViT-L-14-quickgelu", "ViT-H-14"])
 def test_build_engine__true_size(tmp_path: Path, backbone: str) -> None:
     run = untrained_run(tmp_path / "run", backbone)
     done = subprocess.run(

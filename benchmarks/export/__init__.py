@@ -1,0 +1,1 @@
+"""Time and memory of the way from a checkpoint to a bundle."""

@@ -1,0 +1,106 @@
+"""From a source to model.onnx and its reference logits; a checkpoint goes through a process of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.parity.compare import Outputs
+from export.source import ONNX, source_kind
+from export.steps.child import run_in_child
+from export.steps.clock import Phase, PhaseClock
+from runtime.decision import Decision
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """What a bundle says of its source.
+
+    Attributes:
+        backbone: for the manifest; has a "name".
+        decision: threshold and temperature.
+        calibrated: whether they were fitted.
+        sha256: of the source's weight file.
+        reference_name: "pytorch-fp32" or "onnx-fp32".
+        parameters: how many numbers the weights are.
+    """
+
+    backbone: dict[str, Any]
+    decision: Decision
+    calibrated: bool
+    sha256: str
+    reference_name: str
+    parameters: int
+
+
+def write_graph(
+    source: Path, model_path: Path, golden: NDArray[np.uint8], clock: PhaseClock
+) -> tuple[SourceFacts, Outputs]:
+    """Writes the FP32 graph of a source and returns what is known of it, and its reference on the mosaics.
+
+    Args:
+        source: a run's folder, the authors' .pth, or an ONNX file that follows the contract.
+        model_path: where the graph goes; its folder also takes what is needed in between.
+        golden: mosaics, uint8 ``[N, 224, 224, 3]``.
+        clock: gets the phases.
+
+    Raises:
+        CheckpointError, SpecError, UsageError, MissingDependencyError: as the source's own class.
+        EngineBuildError: the process that reads the checkpoint died.
+    """
+    if source_kind(source) == ONNX:
+        facts, outputs, phases = graph_from_onnx(source, model_path, golden)
+    else:
+        # With torch and the weights gone afterwards, the next steps have that memory.
+        facts, outputs, phases = run_in_child(
+            "checkpoint to ONNX", graph_from_checkpoint, source, model_path, golden
+        )
+    clock.phases += phases
+    return facts, outputs
+
+
+def graph_from_checkpoint(
+    source: Path, model_path: Path, golden: NDArray[np.uint8]
+) -> tuple[SourceFacts, Outputs, list[Phase]]:
+    """Does ``write_graph`` for a checkpoint, in this process, which loads torch."""
+    clock = PhaseClock()
+    with clock.phase("read the checkpoint"):
+        from export.checkpoint import CheckpointSource
+
+        loaded = CheckpointSource(source, scratch=model_path.parent)
+    with clock.phase("write the FP32 graph"):
+        parameters = loaded.write_onnx(model_path)
+    with clock.phase("reference in PyTorch", is_numeric=True):
+        reference = loaded.reference(golden)
+    return _facts(loaded, parameters), reference, clock.phases
+
+
+def graph_from_onnx(
+    source: Path, model_path: Path, golden: NDArray[np.uint8]
+) -> tuple[SourceFacts, Outputs, list[Phase]]:
+    """Does ``write_graph`` for an ONNX file; no torch."""
+    from export.onnx_source import OnnxSource
+
+    clock = PhaseClock()
+    with clock.phase("read the ONNX file"):
+        loaded = OnnxSource(source)
+    with clock.phase("write the FP32 graph"):
+        parameters = loaded.write_onnx(model_path)
+    with clock.phase("reference in ONNX Runtime", is_numeric=True):
+        reference = loaded.reference(golden)
+    return _facts(loaded, parameters), reference, clock.phases
+
+
+def _facts(loaded: Any, parameters: int) -> SourceFacts:
+    return SourceFacts(
+        backbone=loaded.backbone,
+        decision=loaded.decision,
+        calibrated=loaded.calibrated,
+        sha256=loaded.sha256,
+        reference_name=loaded.reference_name,
+        parameters=parameters,
+    )
