@@ -1,18 +1,19 @@
-"""python -m benchmarks [patches|training]: what needs no GPU, as tables; --json for machines."""
+"""python -m benchmarks [NAME]: what needs no GPU, as tables; --json for machines."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import click
 
-from benchmarks.patches import patch_selection
+from benchmarks.decode import decode
+from benchmarks.export.command import export
+from benchmarks.onnxruntime_cpu.command import onnxruntime_cpu
+from benchmarks.parity.command import parity
+from benchmarks.patch_selection.command import patches
+from benchmarks.startup.command import startup
 from benchmarks.training.command import training
-from runtime.console import print_json, run_cli
-from runtime.files import write_atomically
+from runtime.console import run_cli
 
-_SIZES = ((256, 256), (1024, 1024), (3000, 4000))
+_ALL = (patches, decode, startup, training, onnxruntime_cpu, export, parity)
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -20,37 +21,12 @@ _SIZES = ((256, 256), (1024, 1024), (3000, 4000))
 def main(context: click.Context) -> None:
     """Times this project's code against straightforward code, side by side; without a name, all of it."""
     if context.invoked_subcommand is None:
-        for command in (patches, training):
+        for command in _ALL:
             context.invoke(command)
 
 
-@main.command()
-@click.option("--repeats", type=click.IntRange(1, 100), default=5, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="JSON on standard output")
-@click.option("--json-file", type=click.Path(dir_okay=False, path_type=Path), help="writes the JSON here too")
-def patches(repeats: int, as_json: bool, json_file: Path | None) -> None:
-    """Times patch selection against the straightforward float64 loop and against Pillow decoding the picture.
-
-    All in this run, in turns; medians. A ratio above 1 means that the selection takes less time.
-    """
-    rows = [patch_selection(height, width, repeats) for height, width in _SIZES]
-    if json_file is not None:
-        write_atomically(json_file, json.dumps(rows, indent=2, allow_nan=False).encode() + b"\n")
-    if as_json:
-        print_json(rows)
-        return
-    click.echo(
-        f"{'picture':<12}{'loop ms':>9}{'decode ms':>11}{'ours ms':>9}"
-        f"{'loop/ours':>11}{'lowest':>8}{'highest':>9}{'decode/ours':>13}"
-    )
-    for row in rows:
-        click.echo(
-            f"{row['picture']:<12}{row['loop_ms']:>9.1f}{row['decode_ms']:>11.1f}{row['ours_ms']:>9.1f}"
-            f"{row['ratio']:>11.2f}{row['ratio_min']:>8.2f}{row['ratio_max']:>9.2f}{row['decode_ratio']:>13.2f}"
-        )
-
-
-main.add_command(training)
+for _command in _ALL:
+    main.add_command(_command)
 
 if __name__ == "__main__":
     run_cli(main, "python -m benchmarks")

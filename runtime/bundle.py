@@ -25,6 +25,7 @@ from runtime.verification import Verification
 # A hostile folder could hold any number of files; a real bundle holds some dozens.
 _MAX_ENTRIES = 100_000
 _MAX_CHANGES = 5
+_MAX_MESSAGE = 1500
 
 
 class Bundle:
@@ -114,7 +115,7 @@ def _checked_manifest(folder: Path) -> Manifest:
             # Somebody who added an engine between the two looks is no damage: look again.
             if _manifest_content(folder) == content:
                 text = str(err)
-                raise ManifestError(text if str(folder) in text else f"{folder}/{text}") from err
+                raise ManifestError(_shown(text if str(folder) in text else f"{folder}/{text}")) from err
     raise ManifestError(f"{folder}: its manifest changed {_MAX_CHANGES} times while it was opened; try again")
 
 
@@ -202,6 +203,12 @@ def _refuse_links(folder: Path) -> None:
                     f"{folder}: {printable_name(name)} is a link or special file, expected regular files and "
                     "folders only; remove it"
                 )
+
+
+def _shown(message: str) -> str:
+    # A hostile manifest puts a megabyte, or a terminal's control characters, where a message repeats it.
+    text = printable_name(message)
+    return text if len(text) <= _MAX_MESSAGE else f"{text[:_MAX_MESSAGE]}..."
 
 
 def _some(names: list[str]) -> str:

@@ -7,6 +7,7 @@ from typing import NoReturn
 import click
 
 from runtime import __version__
+from runtime.commands.bench import bench
 from runtime.commands.info import info
 from runtime.commands.predict import predict
 from runtime.commands.selftest import selftest
@@ -19,7 +20,7 @@ def cli() -> None:
     """Tell AI-generated pictures from real ones with an exported bundle."""
 
 
-for command in (predict, info, selftest):
+for command in (predict, bench, info, selftest):
     cli.add_command(command)
 
 

@@ -81,9 +81,10 @@ class Detection:
         threshold: float,
         backend: str,
         engine: str,
+        views: int,
         ms: Timing,
     ) -> Detection:
-        """Returns the detection of an item with a verdict, from one view."""
+        """Returns the detection of an item with a verdict."""
         return cls(
             path=path,
             label=verdict.label,
@@ -94,7 +95,7 @@ class Detection:
             uncertain=verdict.uncertain,
             backend=backend,
             engine=engine,
-            views=1,
+            views=views,
             ms=ms,
         )
 

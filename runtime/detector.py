@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
-import time
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from runtime.backends.base import Backend
-from runtime.backends.onnx_session import OnnxSession
+from runtime.backends.opening import BackendOptions, open_backend
 from runtime.bundle import Bundle, open_bundle
-from runtime.decode import MAX_PIXELS, decode_image
-from runtime.detection import Detection, Timing
-from runtime.errors import DgsNetError, ImageError, MissingDependencyError, UsageError
-from runtime.golden import read_golden
-from runtime.names import printable_name
-from runtime.patches import select_patches
+from runtime.decode import MAX_PIXELS, MAX_SIDE, DecodeLimits
+from runtime.detection import Detection
+from runtime.errors import DgsNetError, MissingDependencyError, UsageError
+from runtime.judging import Judge
+from runtime.preparation import PreparationOptions, Prepared, prepare
 from runtime.selection import BackendReport, select_engine
-from runtime.selftest import QUICK_ROWS, manifest_tolerance, quick_self_test
+from runtime.selftest.opening import self_test_at_open
+from runtime.streaming import Stages, stream_results
 
 if TYPE_CHECKING:
     from runtime.decode import Source
@@ -33,40 +28,51 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dgsnet.detector")
 
 _MAX_WORKERS = 8
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    path: str | None
-    mosaic: NDArray[np.uint8]
-    decode_ms: float
-    select_ms: float
+# A stream whose source pauses for longer than this gets the verdicts on what it has given so far.
+MAX_WAIT_MS = 50.0
 
 
 class Detector:
     """An opened bundle that judges pictures. Make it with ``Detector.open``; use it as a context manager.
 
-    One thread at a time may iterate over ``predict`` or ``stream``.
+    Any number of threads may call ``predict`` and ``stream`` at once; they share the engine and the threads
+    that decode. One generator that ``stream`` returned belongs to one thread at a time.
 
     Attributes:
         bundle: the opened bundle.
         backend: the engine that runs.
         backend_report: what was chosen, and why nothing before it was.
-        batch_size: how many pictures go through the engine at once.
+        batch_size: how many mosaics go through the engine at once: pictures, times views.
     """
 
     def __init__(
-        self, bundle: Bundle, backend: Backend, report: BackendReport, batch_size: int, max_pixels: int
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        report: BackendReport,
+        *,
+        batch_size: int,
+        contexts: int,
+        preparation: PreparationOptions,
     ) -> None:
         self.bundle = bundle
         self.backend = backend
         self.backend_report = report
         self.batch_size = batch_size
-        self._max_pixels = max_pixels
-        self._permutation = bundle.manifest.preprocessing.permutation
-        self._decision = bundle.manifest.decision
-        self._workers = min(_MAX_WORKERS, os.cpu_count() or 1)
-        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="dgsnet-decode")
+        workers = min(_MAX_WORKERS, os.cpu_count() or 1)
+        judge = Judge(backend, report.engine, bundle.manifest.decision, batch_size)
+        pictures = max(1, batch_size // preparation.views)
+        self._preparation = preparation
+        self._closed = False
+        self._stages: Stages[Source, Prepared | Detection, Detection] = Stages(
+            prepare=self.prepare,
+            judge=judge.judge,
+            prepare_pool=ThreadPoolExecutor(workers, thread_name_prefix="dgsnet-decode"),
+            judge_pool=ThreadPoolExecutor(contexts, thread_name_prefix="dgsnet-infer"),
+            batch_size=pictures,
+            read_ahead=pictures + workers,
+            batches=contexts + 1,
+        )
 
     @classmethod
     def open(
@@ -80,7 +86,17 @@ class Detector:
         selftest: bool = True,
         batch_size: int | None = None,
         threads: int | None = None,
+        prepack: bool = True,
+        contexts: int = 1,
+        cuda_api: str = "cuda-python",
+        cuda_graphs: bool | None = None,
+        zero_copy: bool = False,
+        allow_engine_host_code: bool = False,
+        rtx_kernels: str = "eager",
+        views: int = 1,
         max_pixels: int = MAX_PIXELS,
+        max_side: int = MAX_SIDE,
+        allow_truncated: bool = False,
     ) -> Detector:
         """Opens a bundle, chooses an engine, loads and tests it. The hashes are checked when this returns.
 
@@ -90,29 +106,56 @@ class Detector:
             engine: stem of the one engine that may be taken.
             verify: "full", "cached" or "off"; see ``Verification``.
             cache_dir: the user's cache folder, None for the default.
-            selftest: whether two golden images must give their stored logits first.
-            batch_size: pictures per run; None for the optimum that the manifest states.
+            selftest: whether golden images must give their stored logits first; see ``runtime.selftest``.
+            batch_size: mosaics per run; None for the optimum that the manifest states.
             threads: CPU threads inside the engine; None leaves it to the engine.
+            prepack: whether onnxruntime reorders weights at open; without, it opens sooner and runs longer.
+            contexts: execution contexts of a TensorRT engine, each with its own thread.
+            cuda_api: binding that reaches CUDA for TensorRT: "cuda-python" or "pycuda".
+            cuda_graphs: True demands CUDA graphs, False runs without, None takes them where they can be had.
+            zero_copy: whether a GPU that shares the CPU's memory works on the staging buffers in place.
+            allow_engine_host_code: whether TensorRT plans may bring code for the CPU; trusted bundles only.
+            rtx_kernels: when TensorRT-RTX compiles kernels for a batch size: "eager", "lazy" or "none".
+            views: mosaics per picture, under fixed permutations, whose logits are averaged.
             max_pixels: larger pictures are refused.
+            max_side: likewise, for width and height each.
+            allow_truncated: take files that end early as far as they go; the rest is black.
 
         Raises:
             ManifestError: the bundle is damaged, incomplete, hostile or newer.
             EngineLoadError: the chosen engine cannot be loaded or run.
             SelfTestError: the engine does not reproduce the bundle's golden logits.
             MissingDependencyError: what was asked for cannot run on this machine.
-            UsageError: arguments that contradict the bundle or each other.
+            UsageError: arguments that contradict the bundle, the backend or each other.
         """
+        options = BackendOptions(
+            threads=threads,
+            prepack=prepack,
+            cuda_api=cuda_api,
+            cuda_graphs=cuda_graphs,
+            zero_copy=zero_copy,
+            contexts=contexts,
+            allow_engine_host_code=allow_engine_host_code,
+            cache_dir=cache_dir,
+            rtx_kernels=rtx_kernels,
+        )
+        limits = DecodeLimits(max_pixels, max_side, allow_truncated)
+        preparation = PreparationOptions(views=views, limits=limits)
         with ExitStack() as stack:
             opened = stack.enter_context(open_bundle(bundle, verify=verify, cache_dir=cache_dir))
             try:
-                report = select_engine(opened.manifest, backend, engine=engine, batch=batch_size)
+                report = select_engine(
+                    opened.manifest,
+                    backend,
+                    engine=engine,
+                    batch=batch_size,
+                    cuda_api=cuda_api,
+                    allow_engine_host_code=allow_engine_host_code,
+                )
                 size = _batch_size(batch_size, report)
-                running = stack.enter_context(_open_backend(opened, report, threads))
+                running = stack.enter_context(open_backend(opened, report, options))
                 if selftest:
-                    tolerance = manifest_tolerance(opened.manifest, report.entry.precision)
-                    golden_path = opened.file(opened.manifest.golden_file)
-                    golden = read_golden(golden_path, opened.manifest.embed_dim, limit=QUICK_ROWS)
-                    quick_self_test(running, golden, tolerance)
+                    self_test_at_open(opened, running, report, cache_dir)
             except (UsageError, MissingDependencyError):
                 raise
             except DgsNetError:
@@ -125,7 +168,8 @@ class Detector:
             logger.warning("the hashes of the bundle were not checked (verify off)")
         for line in report.lines():
             logger.log(logging.INFO if backend == "auto" else logging.DEBUG, line)
-        return cls(opened, running, report, size, max_pixels)
+        preparation = replace(preparation, permutation=opened.manifest.preprocessing.permutation)
+        return cls(opened, running, report, batch_size=size, contexts=contexts, preparation=preparation)
 
     def __enter__(self) -> Detector:
         return self
@@ -134,113 +178,58 @@ class Detector:
         self.close()
 
     def close(self) -> None:
-        """Frees the engine and stops the threads."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Waits for what runs, stops the threads and frees the engine; harmless when called twice."""
+        self._closed = True
+        self._stages.prepare_pool.shutdown(wait=True, cancel_futures=True)
+        self._stages.judge_pool.shutdown(wait=True, cancel_futures=True)
         self.backend.close()
         self.bundle.close()
+
+    def prepare(self, item: Source) -> Prepared | Detection:
+        """Returns an item's mosaics in this thread, or the detection that says why there are none."""
+        return prepare(item, self._preparation)
 
     def predict(self, items: Iterable[Source]) -> list[Detection]:
         """Judges all items: a result of the same length and order; an item that fails carries its error.
 
         Args:
             items: anything that ``decode_image`` takes.
-        """
-        return list(self.stream(items))
 
-    def stream(self, items: Iterable[Source]) -> Iterator[Detection]:
+        Raises:
+            UsageError: the detector is closed, or ``items`` is one picture.
+        """
+        return list(self.stream(items, max_wait_ms=None))
+
+    def stream(
+        self, items: Iterable[Source], *, max_wait_ms: float | None = MAX_WAIT_MS
+    ) -> Iterator[Detection]:
         """Judges items as they come, in order, holding only a few batches in memory.
 
-        Verdicts come a batch at a time: the first after ``batch_size`` items, or at the end of ``items``.
+        ``items`` is read in a thread of its own, a few batches ahead; what it raises is raised here, after
+        the verdicts on the items before it. Closing the generator stops everything that it started.
+
+        Args:
+            items: anything that ``decode_image`` takes.
+            max_wait_ms: how long a batch waits for an item that ``items`` has not given yet; None until the
+                batch is full, so that equal items always meet in equal batches.
+
+        Raises:
+            UsageError: the detector is closed, or ``items`` is one picture.
         """
-        waiting: deque[Future[_Prepared | Detection]] = deque()
-        source = iter(items)
-        ahead = 2 * self.batch_size + self._workers
-        exhausted = False
-        try:
-            while not exhausted or waiting:
-                while not exhausted and len(waiting) < ahead:
-                    try:
-                        item = next(source)
-                    except StopIteration:
-                        exhausted = True
-                        break
-                    waiting.append(self._pool.submit(self._prepare, item))
-                batch = [waiting.popleft().result() for _ in range(min(self.batch_size, len(waiting)))]
-                yield from self._judge(batch)
-        finally:
-            for future in waiting:
-                future.cancel()
-
-    def _prepare(self, item: Source) -> _Prepared | Detection:
-        path = os.fsdecode(item) if isinstance(item, (str, os.PathLike)) else None
-        try:
-            started = time.perf_counter()
-            image = decode_image(item, max_pixels=self._max_pixels)
-            decoded = time.perf_counter()
-            try:
-                mosaic = select_patches(image, permutation=self._permutation)
-            except ImageError as err:
-                raise ImageError(f"{printable_name(path)}: {err}" if path is not None else str(err)) from err
-            selected = time.perf_counter()
-        except DgsNetError as err:
-            return Detection.failed(path, err)
-        return _Prepared(path, mosaic, (decoded - started) * 1e3, (selected - decoded) * 1e3)
-
-    def _judge(self, batch: list[_Prepared | Detection]) -> list[Detection]:
-        ready = [item for item in batch if isinstance(item, _Prepared)]
-        verdicts = iter(self._verdicts(ready))
-        return [next(verdicts) if isinstance(item, _Prepared) else item for item in batch]
-
-    def _verdicts(self, ready: list[_Prepared]) -> list[Detection]:
-        if not ready:
-            return []
-        try:
-            started = time.perf_counter()
-            logits, _ = self.backend.run(np.stack([item.mosaic for item in ready]))
-            infer_ms = (time.perf_counter() - started) * 1e3 / len(ready)
-        except DgsNetError as err:
-            if len(ready) == 1:
-                return [Detection.failed(ready[0].path, err)]
-            logger.warning("a batch of %d failed and is tried one by one: %s", len(ready), err)
-            return [detection for item in ready for detection in self._verdicts([item])]
-        pairs = zip(ready, logits, strict=True)
-        return [self._verdict(item, float(logit), infer_ms) for item, logit in pairs]
-
-    def _verdict(self, item: _Prepared, logit: float, infer_ms: float) -> Detection:
-        try:
-            verdict = self._decision.judge(logit)
-        except DgsNetError as err:
-            return Detection.failed(item.path, err)
-        return Detection.judged(
-            item.path,
-            verdict,
-            logit=logit,
-            threshold=self._decision.threshold,
-            backend=self.backend.name,
-            engine=self.backend_report.engine,
-            ms=Timing(item.decode_ms, item.select_ms, infer_ms),
-        )
-
-
-def _profile(report: BackendReport) -> tuple[int, int, int]:
-    # Widest first: with one profile, which is all that this version writes, there is nothing to choose.
-    return max(report.entry.profiles, key=lambda profile: profile[2])
+        if self._closed:
+            raise UsageError("the detector is closed; open the bundle again")
+        if isinstance(items, (str, bytes, bytearray, memoryview, os.PathLike)):
+            # A text would be taken apart into names of one letter each.
+            found = type(items).__name__
+            raise UsageError(f"items: found one {found}, expected several; put a single picture in a list")
+        return stream_results(items, self._stages, None if max_wait_ms is None else max_wait_ms / 1e3)
 
 
 def _batch_size(asked: int | None, report: BackendReport) -> int:
-    _, best, most = _profile(report)
+    # Widest first: a second profile, for single pictures, lies inside it.
+    _, best, most = max(report.entry.profiles, key=lambda profile: profile[2])
     if asked is None:
         return best
     if not 1 <= asked <= most:
         raise UsageError(f"batch size: found {asked}, engine {report.engine} takes 1 to {most}")
     return asked
-
-
-def _open_backend(bundle: Bundle, report: BackendReport, threads: int | None) -> Backend:
-    return OnnxSession(
-        bundle.file(report.entry.file),
-        device=report.device,
-        embed_dim=bundle.manifest.embed_dim,
-        profile=_profile(report),
-        threads=threads,
-    )

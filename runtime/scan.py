@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from typing import IO
+from typing import IO, NamedTuple
 
 from runtime.names import printable_name
 
@@ -62,24 +62,58 @@ def _expand(path: str, recursive: bool) -> Iterator[str]:
         yield path
         return
     count = 0
-    for name in _walk(path, recursive):
+    for name in pictures_below(path, recursive=recursive):
         count += 1
         yield name
     if count == 0:
         logger.warning("%s: no pictures found in this folder", printable_name(path))
 
 
-def _walk(folder: str, recursive: bool) -> Iterator[str]:
+def pictures_below(folder: str, *, recursive: bool = True) -> Iterator[str]:
+    """Yields the pictures of a folder depth first, as ``expand_paths`` does.
+
+    Held in memory: the names still to come of each folder on the way down.
+    """
+    # A stack of its own: folders nest deeper than Python's recursion goes.
+    levels = [_listing(os.fsencode(folder), recursive)]
+    while levels:
+        entry = next(levels[-1], None)
+        if entry is None:
+            levels.pop()
+        elif entry.is_folder:
+            levels.append(_listing(entry.path, recursive))
+        else:
+            yield os.fsdecode(entry.path)
+
+
+class _Entry(NamedTuple):
+    path: bytes
+    is_folder: bool
+
+
+def _listing(folder: bytes, recursive: bool) -> Iterator[_Entry]:
+    """Yields the pictures of one folder, and its folders, in the order of the names' bytes."""
+    names: list[bytes] = []
+    folders: set[bytes] = set()
     try:
         with os.scandir(folder) as entries:
-            listing = sorted(entries, key=lambda entry: os.fsencode(entry.name))
+            for entry in entries:
+                # Names alone are kept: a directory entry takes several times their memory.
+                if entry.is_dir(follow_symlinks=False):
+                    if recursive:
+                        folders.add(entry.name)
+                        names.append(entry.name)
+                elif _is_picture_name(entry.name) and not (entry.is_symlink() and os.path.isdir(entry.path)):
+                    names.append(entry.name)
     except OSError as err:
-        logger.warning("%s: cannot be listed (%s)", printable_name(folder), err.strerror)
-        yield folder  # it fails as an item of the run, so that the exit code tells
+        logger.warning("%s: cannot be listed (%s)", printable_name(os.fsdecode(folder)), err.strerror)
+        yield _Entry(folder, False)  # it fails as an item of the run, so that the exit code tells
         return
-    for entry in listing:
-        if entry.is_dir(follow_symlinks=False):
-            if recursive:
-                yield from _walk(entry.path, recursive)
-        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and not os.path.isdir(entry.path):
-            yield entry.path
+    names.sort(reverse=True)
+    while names:
+        name = names.pop()
+        yield _Entry(os.path.join(folder, name), name in folders)
+
+
+def _is_picture_name(name: bytes) -> bool:
+    return os.fsdecode(os.path.splitext(name)[1]).lower() in SUFFIXES

@@ -17,9 +17,10 @@ from runtime.backends.onnx_session import PROVIDERS
 from runtime.backends.tensorrt.compatibility import HOST_CODE_REASON, mismatch
 from runtime.backends.tensorrt.module import MODULES, import_tensorrt
 from runtime.cuda.loading import missing_binding
+from runtime.engine_entry import BACKENDS, EngineEntry
 from runtime.errors import MissingDependencyError, UsageError
 from runtime.machine import cuda_device, installed_version
-from runtime.manifest import BACKENDS, EngineEntry, Manifest
+from runtime.manifest import Manifest
 
 logger = logging.getLogger("dgsnet.selection")
 

@@ -48,7 +48,7 @@ class Verification:
         self._failure: BaseException | None = None
         self._hashed: list[str] = []
         self._thread = threading.Thread(target=self._work, name="dgsnet-verify", daemon=True)
-        if mode != "off":
+        if self.is_on:
             self._thread.start()
 
     @property
@@ -56,13 +56,18 @@ class Verification:
         """Names whose bytes were read and hashed, as opposed to remembered; complete after ``join``."""
         return tuple(self._hashed)
 
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is checked at all."""
+        return self._mode != "off"
+
     def join(self) -> None:
         """Waits for the end.
 
         Raises:
             ManifestError: a file differs from its hash, cannot be read, or changed while it was read.
         """
-        if self._mode == "off":
+        if not self.is_on:
             return
         self._thread.join()
         if self._failure is not None:

@@ -24,6 +24,7 @@ HEAVY = (
     "cuda",
     "pycuda",
     "safetensors",
+    "cv2",
 )
 COMMANDS = {
     "train": (
@@ -37,7 +38,7 @@ COMMANDS = {
         "export-official",
     ),
     "export": ("", "build-engine", "onnx", "parity", "verify", "inspect", "doctor"),
-    "runtime": ("", "predict", "info", "selftest"),
+    "runtime": ("", "predict", "bench", "info", "selftest"),
     "kernels": ("", "bench", "report"),
 }
 

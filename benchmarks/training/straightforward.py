@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.patches import loop_selection
+from benchmarks.patch_selection.measuring import loop_selection
 from runtime.spec import GRID_SIDE, IMAGE_MEAN, IMAGE_STD, MOSAIC_SIDE, PATCH_COUNT, PATCH_SIDE
 from train.backbone import tokenizer
 from train.config import TrainConfig

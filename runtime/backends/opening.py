@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from runtime.cache import cache_folder
 from runtime.cuda.loading import CUDA_APIS, load_cuda
 from runtime.errors import UsageError
 from runtime.selection import BackendReport
+
+logger = logging.getLogger("dgsnet.backends")
 
 MOST_CONTEXTS = 64
 RTX_KERNELS = ("eager", "lazy", "none")
@@ -32,6 +35,7 @@ class BackendOptions:
 
     Attributes:
         threads: CPU threads inside one operator (onnxruntime); None leaves it to the engine.
+        prepack: whether onnxruntime reorders the weights for the CPU at open; see ``OnnxSession``.
         cuda_api: binding that reaches CUDA for TensorRT, one of ``CUDA_APIS``.
         cuda_graphs: True demands CUDA graphs, False runs without, None takes them where they can be had and
             logs where they cannot.
@@ -46,6 +50,7 @@ class BackendOptions:
     """
 
     threads: int | None = None
+    prepack: bool = True
     cuda_api: str = "cuda-python"
     cuda_graphs: bool | None = None
     zero_copy: bool = False
@@ -100,12 +105,15 @@ def _refuse_idle_options(backend: str, options: BackendOptions) -> None:
 def _open_onnxruntime(bundle: Bundle, report: BackendReport, options: BackendOptions) -> Backend:
     from runtime.backends.onnx_session import OnnxSession
 
+    if not options.prepack:
+        logger.debug("onnxruntime: weights are not prepacked, so it opens sooner and runs longer")
     return OnnxSession(
         bundle.file(report.entry.file),
         device=report.device,
         embed_dim=bundle.manifest.embed_dim,
         profile=max(report.entry.profiles, key=lambda profile: profile[2]),
         threads=options.threads,
+        prepack=options.prepack,
     )
 
 

@@ -2,49 +2,78 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import os
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from runtime.commands.options import BUNDLE, engine_options
-from runtime.console import logger, print_json, verbosity_option
+from runtime.commands.options import BUNDLE, engine_options, opening_arguments, picture_options
+from runtime.commands.writers import csv_writer, show_json, show_nothing, table_writer
+from runtime.console import logger, verbosity_option
 from runtime.errors import EXIT_BAD_INPUT, EXIT_DONE, UsageError
-from runtime.names import printable_name
 
 if TYPE_CHECKING:
-    from runtime.detection import Detection
+    import numpy as np
+    from numpy.typing import NDArray
 
-_CSV_COLUMNS = (
-    "path", "label", "probability", "logit", "threshold", "margin", "uncertain", "backend", "engine", "views",
-    "decode_ms", "select_ms", "infer_ms", "error_code", "error_message",
-)  # fmt: skip
+    from runtime.detection import Detection
+    from runtime.detector import Detector
+    from runtime.results import FileState, ResultsFile
+
+_SAY_EVERY_SECONDS = 10.0
 
 
 @click.command()
 @BUNDLE
-@click.argument("paths", nargs=-1, required=True)
+@click.argument("paths", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="one JSON object a line")
 @click.option("--csv", "as_csv", is_flag=True, help="comma-separated values with a header")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="write the verdicts to a file, as JSON lines with size, mtime_ns and bundle added",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="continue --output: skip the files that it holds unchanged; unreadable ones are tried again "
+    "only with --max-pixels, --max-side or --allow-truncated",
+)
+@click.option("--overwrite", is_flag=True, help="replace --output when it exists")
 @engine_options
-@click.option("--no-selftest", is_flag=True, help="skip the two golden images that are checked first")
+@picture_options
 @click.option("--no-recursive", is_flag=True, help="do not enter folders inside folders")
 @click.option("-0", "--null", "nul", is_flag=True, help="names on standard input end with NUL")
-@click.option("--batch-size", type=click.IntRange(min=1), help="pictures per run [default: as built]")
-@click.option("--max-pixels", type=click.IntRange(min=1), help="refuse larger pictures [default: 200000000]")
+@click.option(
+    "--watch",
+    "watched",
+    type=click.Path(exists=True, file_okay=False),
+    help="then judge every picture that arrives in this folder, until Ctrl-C",
+)
+@click.option("--camera", metavar="SOURCE", help="judge a camera (its number) or a video file, with OpenCV")
+@click.option("--every", type=click.IntRange(min=1), default=1, show_default=True, help="every Nth frame")
 @verbosity_option
 def predict(
     bundle: str,
     paths: tuple[str, ...],
     as_json: bool,
     as_csv: bool,
-    no_selftest: bool,
+    output: Path | None,
+    resume: bool,
+    overwrite: bool,
     no_recursive: bool,
     nul: bool,
-    max_pixels: int | None,
+    watched: str | None,
+    camera: str | None,
+    every: int,
     **options: Any,
 ) -> int:
     """Judge pictures: PATHS are files, folders, or - for names on standard input.
@@ -53,65 +82,138 @@ def predict(
     """
     if as_json and as_csv:
         raise UsageError("--json and --csv exclude each other; give one of them")
-    from runtime.decode import MAX_PIXELS
+    if output is None and (resume or overwrite):
+        raise UsageError("--resume and --overwrite say what to do with --output; name the file with --output")
+    if resume and overwrite:
+        raise UsageError("--resume and --overwrite exclude each other; give one of them")
+    if output is not None and as_csv:
+        raise UsageError("--output writes JSON lines; for CSV leave it out and redirect standard output")
+    if camera is not None and (paths or watched or output):
+        raise UsageError("--camera takes no PATHS, --watch or --output; run a second command for those")
+    if not paths and watched is None and camera is None:
+        raise UsageError("no PATHS: name files or folders, - for standard input, --watch or --camera")
     from runtime.detector import Detector
-    from runtime.scan import expand_paths
 
-    show = _show_json if as_json else _csv_writer() if as_csv else _table_writer()
-    count = failed = 0
-    with Detector.open(
-        bundle, selftest=not no_selftest, max_pixels=max_pixels or MAX_PIXELS, **options
-    ) as detector:
-        stdin = sys.stdin.buffer if "-" in paths else None
-        names = expand_paths(paths, recursive=not no_recursive, names=stdin, nul=nul)
-        for detection in detector.stream(names):
-            count += 1
-            if detection.error is not None:
-                failed += 1
-                click.echo(f"error: {detection.error.message}", err=True)
-            show(detection)
-    if count == 0:
+    show = (
+        show_json if as_json else csv_writer() if as_csv else table_writer() if not output else show_nothing
+    )
+    tally = _Tally()
+    with ExitStack() as stack:
+        detector = stack.enter_context(Detector.open(bundle, **opening_arguments(options)))
+        if camera is not None:
+            verdicts = _from_camera(detector, camera, every)
+        else:
+            names = _names(paths, watched, recursive=not no_recursive, nul=nul)
+            if output is None:
+                verdicts = detector.stream(names)
+            else:
+                from runtime.results import ResultsFile
+
+                digest = detector.bundle.manifest.digest
+                results = ResultsFile(output, digest, resume=resume, overwrite=overwrite)
+                # With other limits a picture that was refused may be read now.
+                retry = any(options[name] for name in ("max_pixels", "max_side", "allow_truncated"))
+                verdicts = _into_file(detector, names, stack.enter_context(results), tally, retry=retry)
+        try:
+            for detection in verdicts:
+                tally.add(detection)
+                show(detection)
+                if output is not None:
+                    tally.say()
+        except KeyboardInterrupt:
+            if watched is None and camera is None:
+                raise
+            logger.info("stopped after %d pictures", tally.judged)  # the one way that these two end
+            return tally.exit_code()
+    if tally.judged + tally.skipped == 0:
         raise UsageError("no pictures found; check the paths and the suffixes of the files")
-    if failed:
-        logger.warning("%d of %d pictures could not be judged", failed, count)
-    return EXIT_BAD_INPUT if failed else EXIT_DONE
+    return tally.exit_code()
 
 
-def _show_json(detection: Detection) -> None:
-    print_json(detection.to_json())
+class _Tally:
+    """Counts what came, reports failures, and says now and then how far it is."""
+
+    def __init__(self) -> None:
+        self.judged = self.failed = self.skipped = 0
+        self._started = self._said = time.monotonic()
+
+    def add(self, detection: Detection) -> None:
+        self.judged += 1
+        if detection.error is not None:
+            self.failed += 1
+            click.echo(f"error: {detection.error.message}", err=True)
+
+    def say(self) -> None:
+        now = time.monotonic()
+        if now - self._said >= _SAY_EVERY_SECONDS:
+            self._said = now
+            rate = self.judged / (now - self._started)
+            logger.info("%d judged, %d skipped, %.1f a second", self.judged, self.skipped, rate)
+
+    def exit_code(self) -> int:
+        if self.skipped:
+            logger.info("%d pictures were judged before and skipped", self.skipped)
+        if self.failed:
+            logger.warning("%d of %d pictures could not be judged", self.failed, self.judged + self.skipped)
+        return EXIT_BAD_INPUT if self.failed else EXIT_DONE
 
 
-def _table_writer() -> Callable[[Detection], None]:
-    header = f"{'verdict':<11}{'p(gen.)':>8}{'margin':>10}  picture"
+def _names(paths: Iterable[str], watched: str | None, *, recursive: bool, nul: bool) -> Iterator[str]:
+    from runtime.scan import expand_paths
+    from runtime.watch import arriving_pictures, pictures_now
 
-    def show(detection: Detection) -> None:
-        nonlocal header
-        if header:
-            click.echo(header)
-            header = ""
-        # The path stands last, because rows are printed as they come and its width is not known before.
-        path = printable_name(detection.path or "")
-        if detection.label is None or detection.probability is None or detection.margin is None:
-            click.echo(f"{'error':<11}{'-':>8}{'-':>10}  {path}")
-            return
-        label = detection.label + (" ?" if detection.uncertain else "")
-        click.echo(f"{label:<11}{detection.probability:>8.4f}{detection.margin:>+10.3f}  {path}")
-
-    return show
+    # Before PATHS are walked: what arrives meanwhile may be judged twice, but is never missed.
+    known = {} if watched is None else pictures_now(watched, recursive=recursive)
+    yield from expand_paths(paths, recursive=recursive, names=_stdin() if "-" in paths else None, nul=nul)
+    if watched is not None:
+        yield from arriving_pictures(watched, known, recursive=recursive)
 
 
-def _csv_writer() -> Callable[[Detection], None]:
-    click.echo(",".join(_CSV_COLUMNS))
+def _stdin() -> IO[bytes]:
+    # Raw: a thread that waits inside a buffered reader would hold its lock when the process ends. Blocking:
+    # otherwise a moment without names would look like their end.
+    os.set_blocking(sys.stdin.fileno(), True)
+    return open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
 
-    def show(detection: Detection) -> None:
-        row = detection.to_json()
-        for part, names in (("ms", ("decode", "select", "infer")), ("error", ("code", "message"))):
-            values = row.pop(part) or {}
-            for name in names:
-                column = f"{name}_ms" if part == "ms" else f"error_{name}"
-                row[column] = values.get(name)
-        line = io.StringIO()
-        csv.writer(line, lineterminator="").writerow([row[column] for column in _CSV_COLUMNS])
-        click.echo(line.getvalue())
 
-    return show
+def _into_file(
+    detector: Detector, names: Iterator[str], results: ResultsFile, tally: _Tally, *, retry: bool
+) -> Iterator[Detection]:
+    """Judges what the file does not hold, and writes each verdict there before passing it on.
+
+    With ``retry``, a picture that the file says could not be read is tried again.
+    """
+    from runtime.results import file_state
+
+    states: deque[FileState] = deque()
+
+    def fresh() -> Iterator[str]:
+        for name in names:
+            # Before it is decoded: a file that changes meanwhile is then judged again by the next run.
+            state = file_state(name)
+            held_verdict = results.held.holds_verdict(name, state)
+            held_error = not held_verdict and not retry and results.held.holds_error(name, state)
+            if held_verdict or held_error:
+                tally.skipped += 1
+                tally.failed += held_error
+                continue
+            states.append(state)
+            yield name
+
+    for detection in detector.stream(fresh()):
+        results.append(detection, states.popleft())
+        yield detection
+
+
+def _from_camera(detector: Detector, camera: str, every: int) -> Iterator[Detection]:
+    from runtime.camera import frames
+
+    names: deque[str] = deque()
+
+    def pixels() -> Iterator[NDArray[np.uint8]]:
+        for name, frame in frames(camera, every=every):
+            names.append(name)
+            yield frame
+
+    for detection in detector.stream(pixels()):
+        yield replace(detection, path=names.popleft())

@@ -1,4 +1,4 @@
-"""``selftest``: every golden image, at every batch size that matters."""
+"""``selftest``: every golden image, under every law, at every batch size that matters."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from runtime.commands.options import BUNDLE, engine_options
-from runtime.console import print_json, verbosity_option
+from runtime.commands.options import BUNDLE, engine_options, opening_arguments
+from runtime.console import Progress, print_json, verbosity_option
 from runtime.errors import EXIT_DONE, EXIT_GATE_FAILED
 
 
@@ -17,17 +17,26 @@ from runtime.errors import EXIT_DONE, EXIT_GATE_FAILED
 @engine_options
 @verbosity_option
 def selftest(bundle: str, as_json: bool, **options: Any) -> int:
-    """Check that a bundle gives its golden logits on this machine. Exits with 1 when it does not."""
+    """Check every law of a bundle's engine on this machine. Exits with 1 when one does not hold."""
     from runtime.detector import Detector
     from runtime.golden import read_golden
-    from runtime.selftest import full_self_test, manifest_tolerance
+    from runtime.selftest.checks import manifest_tolerance
+    from runtime.selftest.laws import check_count, full_self_test
+    from runtime.selftest.stamps import Stamp, is_on_gpu
 
-    with Detector.open(bundle, selftest=False, **options) as detector:
+    with Detector.open(bundle, **opening_arguments(options | {"no_selftest": True})) as detector:
         manifest, report = detector.bundle.manifest, detector.backend_report
         golden = read_golden(detector.bundle.file(manifest.golden_file), manifest.embed_dim)
         tolerance = manifest_tolerance(manifest, report.entry.precision)
-        checks = full_self_test(detector.backend, golden, tolerance)
+        profiles = report.entry.profiles
+        checks = []
+        with Progress("self-test", check_count(detector.backend, profiles)) as progress:
+            for check in full_self_test(detector.backend, golden, tolerance, profiles):
+                checks.append(check)
+                progress.advance(note=check.name)
     passed = all(check.passed for check in checks)
+    if passed and is_on_gpu(report) and options["verify"] != "off":
+        Stamp(manifest, report, options["cache_dir"]).keep()
     if as_json:
         print_json(
             {
@@ -41,9 +50,5 @@ def selftest(bundle: str, as_json: bool, **options: Any) -> int:
         )
     else:
         for check in checks:
-            outcome = "passed" if check.passed else "FAILED"
-            click.echo(
-                f"{outcome}  {check.name}: max |difference of logits| {check.max_abs_logit:.3g}, "
-                f"allowed {check.tolerance:.3g}"
-            )
+            click.echo(f"{'passed' if check.passed else 'FAILED'}  {check.line()}")
     return EXIT_DONE if passed else EXIT_GATE_FAILED

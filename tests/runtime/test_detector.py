@@ -18,12 +18,10 @@ import pytest
 from onnx.external_data_helper import set_external_data
 from PIL import Image
 
-from runtime.decode import decode_image
 from runtime.detector import Detector
 from runtime.errors import EngineLoadError, ManifestError, MissingDependencyError, SelfTestError, UsageError
-from runtime.golden import read_golden
 from runtime.patches import select_patches
-from runtime.selftest import full_self_test, quick_self_test
+from runtime.pictures import PictureMosaics, mosaic_from_picture
 
 KEYS = [
     "schema", "path", "label", "probability", "logit", "threshold", "margin", "uncertain", "backend",
@@ -138,11 +136,11 @@ def test_stream__decodes_in_other_threads(
 ) -> None:
     names: set[str] = set()
 
-    def record(item: Any, **options: Any) -> np.ndarray:
+    def record(item: Any, **options: Any) -> PictureMosaics:
         names.add(threading.current_thread().name)
-        return decode_image(item, **options)
+        return mosaic_from_picture(item, **options)
 
-    monkeypatch.setattr("runtime.detector.decode_image", record)
+    monkeypatch.setattr("runtime.preparation.mosaic_from_picture", record)
     assert all(d.error is None for d in detector.predict(pictures))
     assert names
     assert all(name.startswith("dgsnet-decode") for name in names)
@@ -270,44 +268,3 @@ def test_open__needs_a_tolerance(bundle: Path, reseal: Callable[..., None]) -> N
     reseal(bundle, tolerances={})
     with pytest.raises(ManifestError, match="tolerances has no fp32_max_abs_logit"):
         Detector.open(bundle)
-
-
-def test_quick_self_test__notices_swapped_rows(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
-    golden = read_golden(detector.bundle.file("golden.npz"), 4)
-    real = detector.backend.run
-    monkeypatch.setattr(detector.backend, "run", lambda images: tuple(out[::-1] for out in real(images)))
-    with pytest.raises(SelfTestError, match="row order"):
-        quick_self_test(detector.backend, golden, tolerance=100.0)
-    with pytest.raises(SelfTestError, match="row order"):
-        full_self_test(detector.backend, golden, tolerance=100.0)
-
-
-def test_quick_self_test__notices_rows_that_depend_on_their_batch(
-    detector: Detector, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    golden = read_golden(detector.bundle.file("golden.npz"), 4)
-    real = detector.backend.run
-
-    def run(images: np.ndarray) -> Any:
-        logit, embedding = real(images)
-        return (logit + 0.5 if len(images) == 1 else logit), embedding
-
-    monkeypatch.setattr(detector.backend, "run", run)
-    with pytest.raises(SelfTestError, match="batch law"):
-        quick_self_test(detector.backend, golden, tolerance=0.1)
-
-
-def test_quick_self_test__notices_nan(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
-    golden = read_golden(detector.bundle.file("golden.npz"), 4)
-    real = detector.backend.run
-    monkeypatch.setattr(detector.backend, "run", lambda images: (real(images)[0] * np.nan, real(images)[1]))
-    with pytest.raises(SelfTestError, match="golden logits"):
-        quick_self_test(detector.backend, golden, tolerance=100.0)
-
-
-def test_full_self_test__runs_the_batch_sizes_of_the_profile(detector: Detector) -> None:
-    golden = read_golden(detector.bundle.file("golden.npz"), 4)
-    checks = full_self_test(detector.backend, golden, tolerance=1e-3)
-    assert [check.name.split()[-1] for check in checks] == ["1", "2", "4", "8"]
-    assert all(check.passed and check.max_abs_logit < 1e-5 for check in checks)
-    assert not any(check.passed for check in full_self_test(detector.backend, golden, tolerance=0.0))

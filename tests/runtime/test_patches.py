@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.patches import loop_selection
+from benchmarks.patch_selection.measuring import loop_selection
 from runtime import patches
 from runtime.errors import ImageError, SpecError
 from runtime.patches import (

@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import logging
 import os
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from runtime.names import printable_name, utf8_name
-from runtime.scan import expand_paths, read_names
+from runtime.scan import expand_paths, pictures_below, read_names
 
 
 @pytest.fixture
@@ -77,13 +80,68 @@ def test_expand_paths__passes_on_a_folder_that_cannot_be_listed(
 ) -> None:
     real = os.scandir
 
-    def scandir(path: str) -> object:
-        if os.path.basename(path) == "a":
+    def scandir(path: bytes) -> object:
+        if os.path.basename(path) == b"a":
             raise PermissionError(13, "Permission denied")
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
     assert str(tree / "a") in list(expand_paths([str(tree)]))
+
+
+class Entry:
+    def __init__(self, folder: bytes, name: bytes, *, is_folder: bool) -> None:
+        self.name, self.path, self._is_folder = name, os.path.join(folder, name), is_folder
+
+    def is_dir(self, *, follow_symlinks: bool) -> bool:
+        return self._is_folder
+
+    def is_symlink(self) -> bool:
+        return False
+
+
+@pytest.fixture
+def imagined(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[Callable[[bytes], Iterable[tuple[bytes, bool]]]], None]:
+    """Makes os.scandir tell of trees that are too large to write: (name, is folder) of each entry."""
+
+    def imagine(listing: Callable[[bytes], Iterable[tuple[bytes, bool]]]) -> None:
+        @contextmanager
+        def scandir(folder: bytes) -> Iterator[Iterator[Entry]]:
+            yield (Entry(folder, name, is_folder=is_folder) for name, is_folder in listing(folder))
+
+        monkeypatch.setattr(os, "scandir", scandir)
+
+    return imagine
+
+
+def test_pictures_below__walks_deeper_than_python_recurses(imagined: Callable[..., None]) -> None:
+    depth = 3000
+    imagined(lambda folder: [(b"d", True)] if folder.count(b"/") < depth else [(b"x.png", False)])
+    (found,) = pictures_below("/top")
+    assert found == "/top" + "/d" * (depth - 1) + "/x.png"
+
+
+def test_pictures_below__holds_the_names_of_one_folder_only(imagined: Callable[..., None]) -> None:
+    """Many files in folders of 500 cost what 500 do; a flat folder costs its names."""
+    count = 20_000
+
+    def listing(folder: bytes) -> Iterator[tuple[bytes, bool]]:
+        if folder == b"/deep":
+            return ((b"%06d" % k, True) for k in range(count // 500))
+        size = 500 if folder.startswith(b"/deep/") else count
+        return ((b"picture-%09d.jpeg" % k, False) for k in range(size))
+
+    imagined(listing)
+    peaks = {}
+    for folder in ("/deep", "/flat"):
+        tracemalloc.start()
+        assert sum(1 for _ in pictures_below(folder)) == count
+        peaks[folder] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peaks["/deep"] < 100_000
+    assert peaks["/flat"] < 100 * count
 
 
 def test_names__are_valid_text_on_one_line() -> None:

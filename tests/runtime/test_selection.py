@@ -12,9 +12,10 @@ import pytest
 
 from runtime import selection
 from runtime.backends.tensorrt.compatibility import mismatch
+from runtime.engine_entry import EngineEntry
 from runtime.errors import MissingDependencyError, UsageError
 from runtime.machine import CudaDevice, cuda_device
-from runtime.manifest import EngineEntry, Manifest, parse_manifest
+from runtime.manifest import Manifest, parse_manifest
 from runtime.selection import select_engine
 
 ORIN = CudaDevice("Orin", "sm_87")

@@ -15,9 +15,9 @@ from runtime.backends.tensorrt.module import four_part_version, import_tensorrt
 from runtime.backends.tensorrt.plan import check_header
 from runtime.backends.tensorrt.session import TensorRtSession
 from runtime.cuda.cuda_python import CudaPython
+from runtime.engine_entry import EngineEntry
 from runtime.errors import EngineLoadError
 from runtime.machine import cuda_device
-from runtime.manifest import EngineEntry
 from tests.runtime.fakes.cuda_driver import fake_driver
 from tests.runtime.fakes.device import FakeDevice
 from tests.runtime.fakes.plans import fake_plan

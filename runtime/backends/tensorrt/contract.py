@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from runtime.engine_entry import EngineEntry
 from runtime.errors import EngineLoadError
-from runtime.manifest import EngineEntry
 from runtime.spec import EMBEDDING_NAME, INPUT_NAME, LOGIT_NAME, MOSAIC_SIDE
 
 if TYPE_CHECKING:

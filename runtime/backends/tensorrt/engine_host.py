@@ -17,8 +17,8 @@ from runtime.backends.tensorrt.module import four_part_version, import_tensorrt
 from runtime.backends.tensorrt.plan import check_header
 from runtime.cuda.interface import CudaApi, Device
 from runtime.cuda.releases import Releases
+from runtime.engine_entry import EngineEntry
 from runtime.errors import EngineLoadError
-from runtime.manifest import EngineEntry
 
 if TYPE_CHECKING:
     import tensorrt

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from runtime.engine_entry import EngineEntry
 from runtime.errors import EngineLoadError
-from runtime.manifest import EngineEntry
 
 _HEADER_BYTES = 64
 _BACKENDS = {b"ftrt": "tensorrt", b"vtrt": "tensorrt-rtx"}

@@ -17,7 +17,7 @@ from runtime.backends.tensorrt.engine_host import EngineFile
 from runtime.backends.tensorrt.session import TensorRtSession
 from runtime.cuda.cuda_python import CudaPython
 from runtime.cuda.pycuda_api import PyCuda
-from runtime.manifest import EngineEntry
+from runtime.engine_entry import EngineEntry
 from tests.runtime.fakes.cuda_driver import fake_driver
 from tests.runtime.fakes.device import FakeDevice
 from tests.runtime.fakes.plans import EMBED_DIM, compute, fake_plan

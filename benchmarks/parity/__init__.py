@@ -1,0 +1,1 @@
+"""The parity gate: how much of its time is not forward passes."""

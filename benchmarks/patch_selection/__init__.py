@@ -1,0 +1,1 @@
+"""Patch selection against a Python loop over patches."""
