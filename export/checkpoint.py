@@ -90,6 +90,11 @@ class CheckpointSource:
         """How the checkpoint's pictures became mosaics."""
         return Preprocessing.from_json(self._checkpoint.record["preprocessing"])
 
+    @property
+    def tower(self) -> Any:
+        """The vision transformer in torch, adapters beside its weights: what ``reference`` runs."""
+        return self._checkpoint.model.visual
+
     def reference(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Returns PyTorch's raw logits, float32 ``[N]``, and embeddings, float32 ``[N, D]``, unmerged.
 

@@ -3,80 +3,113 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import click
 
 from runtime.console import print_json, verbosity_option
-from runtime.errors import GateFailedError, UsageError
+from runtime.errors import DataError, GateFailedError, UsageError
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="run that the bundle was made from")
-@click.option("--data", type=click.Path(path_type=Path), help="folder of pictures; needs --checkpoint")
-@click.option("--backend", default="auto", show_default=True, help="engine to compare; by name it must run")
-@click.option("--max-abs-logit", type=float, help="limit of |difference of logits|; default by precision")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="folder of pictures; labels from 0_real, 1_fake"
+)
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    help="engine that must run; repeated or comma-separated",
+)
+@click.option("--require-all", is_flag=True, help="exit 3 if any hop cannot run here")
+@click.option("--max-abs-logit", type=float, help="limit of |difference of logits| in FP16  [default: 0.05]")
+@click.option("--max-abs-logit-fp32", type=float, help="the same between FP32 forms  [default: 0.001]")
+@click.option("--max-hard-flips", type=int, default=0, show_default=True, help="verdicts that may change")
+@click.option("--max-ap-drop", type=float, help="average precision that may be lost  [default: 0.001]")
+@click.option("--max-flip-bound", type=float, help="largest 95 % bound of the flip rate; off by default")
+@click.option("--batch-size", type=click.IntRange(1, 4096), default=16, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="JSON on standard output")
-@click.option("--json-file", type=click.Path(path_type=Path), help="write the report to a file")
+@click.option("--json-file", type=_FILE, help="write the report as JSON")
+@click.option("--html-file", type=_FILE, help="write the report as one page")
+@click.option("--junit-file", type=_FILE, help="write the report as JUnit XML")
 @verbosity_option
 def parity(
     bundle: Path,
     checkpoint: Path | None,
     data: Path | None,
-    backend: str,
+    backends: tuple[str, ...],
+    require_all: bool,
     max_abs_logit: float | None,
+    max_abs_logit_fp32: float | None,
+    max_hard_flips: int,
+    max_ap_drop: float | None,
+    max_flip_bound: float | None,
+    batch_size: int,
     as_json: bool,
     json_file: Path | None,
+    html_file: Path | None,
+    junit_file: Path | None,
 ) -> None:
-    """Compares BUNDLE's engine with PyTorch on the golden mosaics and on pictures, verdict by verdict.
+    """Says whether BUNDLE would judge otherwise than the model it was made from, and at which step.
 
-    Without --checkpoint the golden mosaics are compared with the logits that the bundle itself stores.
-    Exits 1 when a logit differs by more than the limit (a verdict whose margin exceeds it cannot change
-    then), or when the bundle has another threshold than its checkpoint.
+    The same pictures go through PyTorch, the merged model, the FP32 graph, the FP16 graph, every engine that
+    runs here, and the runtime from file bytes. Without --data the golden mosaics are taken, without
+    --checkpoint the chain begins with the FP32 graph.
+
+    Exits 1 when a check fails, 2 on bad input (a picture that nothing can read is one), 3 when a hop asked
+    for by name cannot run, or nothing could be compared.
     """
     from export.checkpoint import CheckpointSource
-    from export.parity.compare import Limits
-    from export.parity.gate import file_parity, golden_parity, settings_parity
-    from export.parity.limits import bundle_limits
-    from runtime.detector import Detector
+    from export.parity.gate import GateOptions, bundle_gate, require_all_ran
+    from export.parity.junit import junit_xml
     from runtime.files import write_atomically
 
-    if data is not None and checkpoint is None:
-        raise UsageError("--data: pictures are compared with PyTorch; name the run with --checkpoint")
-    if max_abs_logit is not None and not 0 <= max_abs_logit < float("inf"):
-        raise UsageError(f"--max-abs-logit: found {max_abs_logit}, expected a number of at least 0")
+    for path in (json_file, html_file, junit_file):
+        if path is not None and not path.resolve().parent.is_dir():
+            raise UsageError(f"{path}: its folder does not exist; make it first")
     source = None if checkpoint is None else CheckpointSource(checkpoint)
-    # The self-test would refuse a drifting engine with less to say about it than this report has.
-    with Detector.open(bundle, backend, selftest=False) as detector:
-        manifest = detector.bundle.manifest
-        limits = bundle_limits(manifest, detector.backend_report.entry.precision)
-        if max_abs_logit is not None:
-            limits = Limits(max_abs_logit, limits.min_cosine)
-        settings = [settings_parity(manifest, source)] if source is not None else []
-        hops = [golden_parity(detector, source, limits=limits)]
-        if source is not None and data is not None:
-            hops.append(file_parity(detector, source, data, limits=limits))
-    report = {
-        "schema": 1,
-        "bundle_digest": manifest.digest,
-        "hops": [check.to_json() for check in settings] + [hop.to_json() for hop in hops],
-    }
+    report = bundle_gate(
+        bundle,
+        source,
+        data,
+        limits={
+            "max_abs_logit": max_abs_logit,
+            "max_abs_logit_fp32": max_abs_logit_fp32,
+            "max_hard_flips": max_hard_flips,
+            "max_ap_drop": max_ap_drop,
+            "max_flip_bound": max_flip_bound,
+        },
+        options=GateOptions(
+            backends=tuple(name.strip() for value in backends for name in value.split(",") if name.strip()),
+            batch=batch_size,
+            command=("python", "-m", "export", *sys.argv[1:]),
+        ),
+    )
+    content = report.to_json()
     if json_file is not None:
-        write_atomically(json_file, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+        write_atomically(json_file, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    if junit_file is not None:
+        write_atomically(junit_file, junit_xml(report))
+    if html_file is not None:
+        from export.parity.page.document import html_page
+
+        write_atomically(html_file, html_page(report))
     if as_json:
-        print_json(report)
+        print_json(content)
     else:
-        for check in settings:
-            click.echo(check.line())
-        for hop in hops:
-            click.echo(hop.line())
-            for flip in hop.flips:
-                click.echo(
-                    f"  {'tie ' if flip.tie else 'FLIP'} {flip.item}: {flip.reference_logit:.4f} -> "
-                    f"{flip.logit:.4f}, margin {flip.margin:.4f}"
-                )
-    failed = [check.hop for check in settings if not check.passed] + [h.hop for h in hops if not h.passed]
-    if failed:
-        count = len(settings) + len(hops)
-        raise GateFailedError(f"parity: {len(failed)} of {count} checks failed, first: {failed[0]}")
+        for line in report.lines():
+            click.echo(line)
+    if not report.passed:
+        raise GateFailedError(f"parity: {len(report.failed)} checks failed, first: {report.failed[0].line()}")
+    if require_all:
+        require_all_ran(report)
+    if report.unreadable:
+        name, reason = report.unreadable[0]
+        raise DataError(
+            f"parity: {len(report.unreadable)} pictures could not be read, first {name}: {reason}"
+        )

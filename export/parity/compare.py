@@ -66,7 +66,7 @@ class HopReport:
         """Returns the hop as one line for a person."""
         cosine = ""
         if self.min_cosine is not None:
-            cosine = f", cosine >= {self.min_cosine:.6f} (limit {self.cosine_allowed:g})"
+            cosine = f", cosine 1 - {1 - self.min_cosine:.1e} (limit 1 - {1 - self.cosine_allowed:.1e})"
         return (
             f"{'passed' if self.passed else 'FAILED'}  {self.hop}: {self.count} pictures, max |dlogit| "
             f"{self.max_abs_logit:.2e} (limit {self.max_allowed:g}), mean {self.mean_abs_logit:.2e}{cosine}, "

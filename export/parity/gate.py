@@ -1,144 +1,288 @@
-"""The parity of a finished bundle: reference against the runtime, on golden mosaics and on files."""
+"""The gate: the whole chain of a bundle, its checks, and what they come to."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from export.checkpoint import CheckpointSource
-from export.parity.batches import run_in_batches
-from export.parity.compare import HopReport, Limits, compare_logits
-from runtime.console import Progress
-from runtime.detector import Detector
-from runtime.errors import CheckpointError, DataError
-from runtime.golden import read_golden
-from runtime.manifest import Manifest
-from runtime.pictures import mosaic_from_file, picture_files
+from export.parity.batches import DISTINCT, batch_laws
+from export.parity.checks import (
+    FAILED,
+    PASSED,
+    SKIPPED,
+    Check,
+    Watched,
+    file_checks,
+    hop_checks,
+    law_check,
+    overflow_check,
+)
+from export.parity.compare import Outputs, compare_logits
+from export.parity.data_set import pictures_below
+from export.parity.engines import open_engines
+from export.parity.feeding import Feed, FileFeed, GoldenFeed
+from export.parity.forms import (
+    FILES,
+    FP16,
+    ONNX_FP32,
+    Form,
+    Graphs,
+    Runnable,
+    TorchForms,
+    model_forms,
+    run_in_chunks,
+)
+from export.parity.from_files import FilesForm
+from export.parity.outcome import GateReport, environment
+from export.parity.settings import GateLimits, gate_limits, settings_differences
+from export.parity.waterfall import COMPARED, run_waterfall
+from runtime.bundle import open_bundle
+from runtime.decision import Decision
+from runtime.errors import DgsNetError, MissingDependencyError
+from runtime.golden import Golden, read_golden
+from runtime.manifest import MODEL_FP16_NAME, MODEL_NAME, Manifest
+from runtime.spec import Preprocessing
 
-_CHUNK = 32
+SETTINGS = "settings"
+DEFAULT_BATCH = 16
 
 
 @dataclass(frozen=True)
-class SettingsReport:
-    """Whether the bundle judges by the rule of its checkpoint, and was made from it.
+class GateOptions:
+    """What a gate is asked for.
 
     Attributes:
-        hop: what was compared.
-        differences: one text per setting that differs; empty when none does.
+        backends: engines by name, each of which must run; empty takes each one that runs here.
+        batch: pictures at a time.
+        command: the command line, for whoever wants to see the same again.
     """
 
-    hop: str
-    differences: tuple[str, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing differs."""
-        return not self.differences
-
-    def line(self) -> str:
-        """Returns the check as one line for a person."""
-        if self.passed:
-            return f"passed  {self.hop}: the same"
-        return f"FAILED  {self.hop}: {'; '.join(self.differences)}; build the bundle again"
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the form that parity.json stores."""
-        return {
-            "hop": self.hop,
-            "status": "passed" if self.passed else "failed",
-            "differences": list(self.differences),
-        }
+    backends: tuple[str, ...] = ()
+    batch: int = DEFAULT_BATCH
+    command: tuple[str, ...] = ()
 
 
-def settings_parity(manifest: Manifest, checkpoint: CheckpointSource) -> SettingsReport:
-    """Compares decision and origin: equal logits under another threshold are other verdicts.
+@dataclass(frozen=True)
+class _Subject:
+    """What the chain is run on, apart from the pictures."""
 
-    Raises:
-        CheckpointError: the checkpoint is of another architecture.
-    """
-    if checkpoint.embed_dim != manifest.embed_dim:
-        raise CheckpointError(
-            f"checkpoint: found an embedding of {checkpoint.embed_dim}, expected {manifest.embed_dim} as in "
-            "the bundle; name the run that the bundle was built from"
-        )
-    differences = []
-    if checkpoint.decision != manifest.decision:
-        found, expected = manifest.decision.to_json(), checkpoint.decision.to_json()
-        differences.append(f"decision {found}, the checkpoint's is {expected}")
-    made_from = manifest.raw["provenance"].get("source_sha256")
-    if manifest.golden_reference == checkpoint.reference_name and made_from != checkpoint.sha256:
-        differences.append("built from other weights than the checkpoint's")
-    return SettingsReport("checkpoint -> manifest, decision and origin", tuple(differences))
+    forms: list[Form]
+    files: list[FilesForm]
+    decision: Decision
+    limits: GateLimits
+    golden: Golden
+    golden_name: str
 
 
-def golden_parity(detector: Detector, checkpoint: CheckpointSource | None, *, limits: Limits) -> HopReport:
-    """Compares the engine with the reference on the bundle's golden mosaics.
+def bundle_gate(
+    bundle: Path,
+    checkpoint: CheckpointSource | None,
+    data: Path | None,
+    *,
+    limits: dict[str, float | int | None] | None = None,
+    options: GateOptions | None = None,
+) -> GateReport:
+    """Runs the gate of a finished bundle.
 
     Args:
-        detector: the opened bundle.
-        checkpoint: what the bundle was made from; None takes the logits stored in the bundle.
-        limits: what is allowed.
-    """
-    manifest = detector.bundle.manifest
-    golden = read_golden(detector.bundle.file(manifest.golden_file), manifest.embed_dim)
-    if checkpoint is None:
-        name, reference = f"stored {manifest.golden_reference}", (golden.logit, golden.embedding)
-    else:
-        name, reference = checkpoint.reference_name, checkpoint.reference(golden.images)
-    logits, embeddings = run_in_batches(detector.backend, golden.images, detector.batch_size)
-    return compare_logits(
-        f"{name} -> {detector.backend.name}, golden mosaics",
-        [f"golden {k}" for k in range(len(logits))],
-        reference[0],
-        logits,
-        decision=manifest.decision,
-        limits=limits,
-        embeddings=(reference[1], embeddings),
-    )
-
-
-def file_parity(detector: Detector, checkpoint: CheckpointSource, data: Path, *, limits: Limits) -> HopReport:
-    """Compares PyTorch with the runtime from the bytes of every picture below a folder.
-
-    PyTorch gets the mosaic of the source's own permutation, the runtime the manifest's, so that a bundle
-    with another permutation is caught.
+        bundle: its folder.
+        checkpoint: what it was made from; None begins the chain with its FP32 graph.
+        data: folder of pictures; None takes the golden mosaics.
+        limits: arguments of ``gate_limits``.
+        options: None takes the defaults.
 
     Raises:
-        DataError: no picture, or one that cannot be read.
+        MissingDependencyError: something asked for by name cannot run here, or nothing could be compared.
+        ManifestError, CheckpointError, DataError, UsageError: bad input.
     """
-    paths = picture_files(data)
-    if not paths:
-        raise DataError(f"{data}: found no pictures below it, expected a folder of pictures")
-    reference: list[NDArray[np.float32]] = []
-    logits: list[float] = []
-    with Progress("runtime from files", len(paths)) as progress:
-        for chunk in _chunks(paths):
-            for path, detection in zip(chunk, detector.predict(chunk), strict=True):
-                if detection.logit is None:
-                    reason = detection.error.message if detection.error else "no reason given"
-                    raise DataError(f"{path}: no verdict ({reason}); remove the file or repair it")
-                logits.append(detection.logit)
-            progress.advance(len(chunk))
-    with Progress("PyTorch from files", len(paths)) as progress:
-        for chunk in _chunks(paths):
-            # The runtime has judged every one of these files, so each of them can be read.
-            reference.append(checkpoint.reference(np.stack([mosaic_from_file(path) for path in chunk]))[0])
-            progress.advance(len(chunk))
-    return compare_logits(
-        f"{checkpoint.reference_name} -> {detector.backend.name}, from file bytes",
-        [path.relative_to(data).as_posix() for path in paths],
-        np.concatenate(reference),
-        np.array(logits, dtype=np.float32),
-        decision=detector.bundle.manifest.decision,
-        limits=limits,
+    options = options or GateOptions()
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_bundle(bundle))
+        opened.join()
+        manifest = opened.manifest
+        allowed = gate_limits(manifest, **(limits or {}))  # type: ignore[arg-type]
+        checks = [_settings_check(manifest, checkpoint)]
+        feed_golden = read_golden(opened.file(manifest.golden_file), manifest.embed_dim)
+        feed = _feed(data, checkpoint, feed_golden.images)
+        fp16 = opened.file(MODEL_FP16_NAME) if MODEL_FP16_NAME in manifest.files else None
+        graphs = Graphs(opened.file(MODEL_NAME), fp16, manifest.embed_dim, _widest(manifest))
+        # Engines first: a backend that was asked for by name and is absent ends the command at once.
+        engines, files = open_engines(bundle, manifest, options.backends, stack, with_files=data is not None)
+        forms = model_forms(checkpoint, graphs, stack)
+        engines = _reparented(engines, forms)
+        if data is None:
+            no_files = Form(FILES, "from file bytes", ONNX_FP32, "fp32", None, "no --data", is_missing=True)
+            engines.append(no_files)
+        subject = _Subject(
+            [*forms, *engines], files, manifest.decision, allowed, feed_golden, manifest.golden_reference
+        )
+        return _report(subject, feed, checks, options, digest=manifest.digest)
+
+
+def golden_gate(
+    checkpoint: TorchForms | None,
+    golden: Golden,
+    graphs: Graphs,
+    *,
+    decision: Decision,
+    reference_name: str,
+    engines: Sequence[Form] = (),
+    options: GateOptions | None = None,
+) -> GateReport:
+    """Runs the gate of a bundle that is being built, on its golden mosaics; nothing is read but the graphs.
+
+    Args:
+        checkpoint: what the bundle is made from; None for an ONNX file, whose chain begins with its graph.
+        golden: the mosaics with the reference's outputs.
+        graphs: the graphs in the folder that is being filled.
+        decision: the rule that the bundle will carry.
+        reference_name: "pytorch-fp32" or "onnx-fp32": who gave the golden outputs.
+        engines: opened engines as forms, and those that cannot run here; ``engine_form`` makes one.
+        options: None takes the defaults.
+
+    Raises:
+        MissingDependencyError: nothing could be compared.
+    """
+    options = options or GateOptions()
+    with ExitStack() as stack:
+        forms = model_forms(checkpoint, graphs, stack)
+        subject = _Subject(
+            [*forms, *_reparented(engines, forms)], [], decision, gate_limits(None), golden, reference_name
+        )
+        return _report(subject, GoldenFeed(golden.images), [], options, digest=None)
+
+
+def engine_form(name: str, precision: str, profile: tuple[int, int, int], backend: Runnable) -> Form:
+    """Returns an opened engine as a form of the chain."""
+    return Form(f"engine {name}", f"engine {name}", FP16, precision, backend, profile=profile)
+
+
+def _reparented(engines: Sequence[Form], forms: Sequence[Form]) -> list[Form]:
+    """An FP16 engine is compared with the emulation where that runs, anything else with the FP32 graph."""
+    runs = {form.key for form in forms if form.runnable is not None}
+    return [
+        replace(form, parent=FP16 if form.precision == "fp16" and FP16 in runs else ONNX_FP32)
+        for form in engines
+    ]
+
+
+def _report(
+    subject: _Subject, feed: Feed, checks: list[Check], options: GateOptions, *, digest: str | None
+) -> GateReport:
+    waterfall = run_waterfall(
+        feed,
+        subject.forms,
+        subject.files,
+        decision=subject.decision,
+        limits=subject.limits,
+        batch=options.batch,
     )
+    runnables = {form.key: form.runnable for form in subject.forms}
+    extra = {files.key: files for files in subject.files}
+    laws = {form.key: list(_own_checks(form, subject)) for form in subject.forms if form.profile is not None}
+    for hop in waterfall.hops:
+        checks += hop_checks(hop, subject.limits)
+        watched: object = runnables.get(hop.key)
+        if hop.status == COMPARED and isinstance(watched, Watched):
+            checks.append(overflow_check(hop.key, watched))
+        checks += laws.get(hop.key, [])
+        if hop.key in extra:
+            checks += file_checks(extra[hop.key])
+    if not any(check.status != SKIPPED for check in checks if check.hop != SETTINGS):
+        reasons = "; ".join(dict.fromkeys(hop.reason for hop in waterfall.hops if hop.reason))
+        raise MissingDependencyError(f"parity: nothing could be compared here ({reasons})")
+    report = GateReport(
+        waterfall=waterfall,
+        checks=tuple(checks),
+        limits=subject.limits,
+        decision=subject.decision,
+        digest=digest,
+        unreadable=tuple(feed.unreadable) if isinstance(feed, FileFeed) else (),
+        borrowed=feed.borrowed if isinstance(feed, FileFeed) else 0,
+        refused=tuple(entry for files in subject.files for entry in files.refused),
+        environment=environment(),
+        command=options.command,
+        golden=feed.mosaics if isinstance(feed, GoldenFeed) else None,
+    )
+    return report
 
 
-def _chunks(paths: list[Path]) -> Iterator[list[Path]]:
-    for start in range(0, len(paths), _CHUNK):
-        yield paths[start : start + _CHUNK]
+def require_all_ran(report: GateReport) -> None:
+    """Refuses a report in which a form could not run here.
+
+    Raises:
+        MissingDependencyError: one could not.
+    """
+    skipped = [hop for hop in report.waterfall.hops if hop.status == "skipped"]
+    if skipped:
+        reasons = "; ".join(f"{hop.title}: {hop.reason}" for hop in skipped)
+        raise MissingDependencyError(f"--require-all: {len(skipped)} hops could not run ({reasons})")
+
+
+def _own_checks(form: Form, subject: _Subject) -> Iterator[Check]:
+    """Yields batch laws and the stored golden outputs of a form that has a batch profile."""
+    runnable, profile = form.runnable, form.profile
+    if runnable is None or profile is None:
+        return
+    limits, golden = subject.limits.of(form.precision), subject.golden
+    try:
+        size = min(DEFAULT_BATCH, profile[2])
+        outputs = run_in_chunks(runnable, golden.images, size)
+        yield _golden_check(form.key, golden, outputs, subject)
+        for report in batch_laws(
+            runnable, _spread(golden.images), profile, decision=subject.decision, limits=limits
+        ):
+            yield law_check(form.key, report)
+    except DgsNetError as err:
+        yield Check(form.key, "batch laws", FAILED, str(err))
+
+
+def _golden_check(key: str, golden: Golden, outputs: Outputs, subject: _Subject) -> Check:
+    precision = next(form.precision for form in subject.forms if form.key == key)
+    found = compare_logits(
+        key,
+        [f"golden {k}" for k in range(len(golden.images))],
+        golden.logit,
+        outputs[0],
+        decision=subject.decision,
+        limits=subject.limits.of(precision),
+        embeddings=(golden.embedding, outputs[1]),
+    )
+    text = f"max |dlogit| {found.max_abs_logit:.3g} over {found.count}, allowed {found.max_allowed:g}"
+    name = f"golden mosaics, stored {subject.golden_name}"
+    # An engine computes the same graph: what it has of this failure, the graph has handed down.
+    return Check(key, name, PASSED if found.passed else FAILED, text, is_own=key == ONNX_FP32)
+
+
+def _settings_check(manifest: Manifest, checkpoint: CheckpointSource | None) -> Check:
+    name = "checkpoint -> manifest, decision, preprocessing and origin"
+    if checkpoint is None:
+        return Check(SETTINGS, name, SKIPPED, "no --checkpoint")
+    differences = settings_differences(manifest, checkpoint)
+    if differences:
+        return Check(SETTINGS, name, FAILED, f"{'; '.join(differences)}; build the bundle again")
+    return Check(SETTINGS, name, PASSED, "the same")
+
+
+def _feed(data: Path | None, checkpoint: CheckpointSource | None, golden: NDArray[np.uint8]) -> Feed:
+    if data is None:
+        return GoldenFeed(golden)
+    preprocessing = Preprocessing() if checkpoint is None else checkpoint.preprocessing
+    return FileFeed(pictures_below(data), preprocessing)
+
+
+def _widest(manifest: Manifest) -> tuple[int, int, int]:
+    profiles = [profile for entry in manifest.engines for profile in entry.profiles]
+    return max(profiles, key=lambda profile: profile[2]) if profiles else (1, 8, 32)
+
+
+def _spread(mosaics: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Returns a few mosaics from the whole set, which may be sorted by kind."""
+    places = np.linspace(0, len(mosaics) - 1, min(DISTINCT, len(mosaics))).astype(np.int64)
+    return mosaics[places]

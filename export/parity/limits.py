@@ -1,4 +1,4 @@
-"""The limits that a hop is held to: this version's own, and never looser ones from a manifest."""
+"""The limits of a hop: the caller's or this version's own, and never looser ones from a manifest."""
 
 from __future__ import annotations
 
@@ -16,9 +16,21 @@ def own_limits(precision: str) -> Limits:
     return Limits(logit_tolerance(TOLERANCES, precision), TOLERANCES[f"{precision}_min_cosine"])
 
 
-def bundle_limits(manifest: Manifest, precision: str) -> Limits:
-    """Returns the stricter of the manifest's limits and this version's; a looser manifest is reported."""
+def bundle_limits(manifest: Manifest | None, precision: str, allowed: float | None = None) -> Limits:
+    """Returns the limits of a bundle's precision.
+
+    A manifest tightens and never loosens: what it states counts where it is stricter than this version's
+    own, even against ``allowed``, and a looser one is reported.
+
+    Args:
+        manifest: None where there is none yet.
+        precision: "fp32" or "fp16".
+        allowed: largest |difference of logits| that the caller allows; None takes this version's own.
+    """
     own = own_limits(precision)
+    limit = own.max_abs_logit if allowed is None else allowed
+    if manifest is None:
+        return Limits(limit, own.min_cosine)
     stated = manifest.tolerances.get(f"{precision}_max_abs_logit", own.max_abs_logit)
     if stated > own.max_abs_logit:
         logger.warning(
@@ -26,4 +38,7 @@ def bundle_limits(manifest: Manifest, precision: str) -> Limits:
             stated,
             own.max_abs_logit,
         )
-    return Limits(min(stated, own.max_abs_logit), own.min_cosine)
+    if stated < own.max_abs_logit:
+        limit = min(limit, stated)
+    cosine = max(own.min_cosine, manifest.tolerances.get(f"{precision}_min_cosine", own.min_cosine))
+    return Limits(limit, cosine)

@@ -20,8 +20,9 @@ from export.bundle.golden import synthetic_mosaics, write_golden
 from export.bundle.lock import bundle_lock
 from export.bundle.writer import BundleWriter
 from runtime.bundle import open_bundle
+from runtime.engine_entry import EngineEntry
 from runtime.errors import ManifestError, UsageError
-from runtime.manifest import EngineEntry, graph_json, parse_manifest
+from runtime.manifest import graph_json, parse_manifest
 from runtime.spec import CLASSES, Preprocessing
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +87,8 @@ def crash(bundle: Path, built: Path, moment: str) -> None:
         import os, signal, sys
         from pathlib import Path
         from export.bundle import add_engine as module
-        from runtime.manifest import EngineEntry, parse_manifest
+        from runtime.engine_entry import EngineEntry
+        from runtime.manifest import parse_manifest
         real = os.replace
         staged = lambda target: '.dgsnet-tmp-' in str(target)
         die = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)

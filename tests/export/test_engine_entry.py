@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from runtime.engine_entry import EngineEntry
 from runtime.errors import ManifestError
-from runtime.manifest import EngineEntry, manifest_bytes, parse_manifest
+from runtime.manifest import manifest_bytes, parse_manifest
 
 OLDER = EngineEntry(
     file="model.onnx",

@@ -1,0 +1,185 @@
+"""From comparisons to checks that pass or fail, and to the hop that is to blame."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from export.parity.binomial import images_needed
+from export.parity.compare import HopReport
+from export.parity.from_files import FilesForm
+from export.parity.measures import Comparison
+from export.parity.settings import GateLimits
+from export.parity.waterfall import COMPARED, FIRST, Hop
+from runtime.names import printable_name
+
+PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        hop: key of the hop that it belongs to.
+        name: what was looked at.
+        status: "passed", "failed" or "skipped".
+        text: what was found and what is allowed, or why it was skipped.
+        is_own: whether a failure is this hop's own; against the first form it may have been handed down.
+    """
+
+    hop: str
+    name: str
+    status: str
+    text: str
+    is_own: bool = True
+
+    def line(self) -> str:
+        """Returns the check as one line for a person."""
+        status = "FAILED" if self.status == FAILED else self.status
+        return f"{status:<7} {self.hop}: {self.name}: {self.text}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the form that parity.json stores."""
+        return dict(vars(self))
+
+
+def hop_checks(hop: Hop, limits: GateLimits) -> Iterator[Check]:
+    """Yields the checks of one hop: against the form before, then against the first.
+
+    Args:
+        hop: what became of the form.
+        limits: what is allowed.
+    """
+    if hop.status == FIRST:
+        return
+    if hop.status != COMPARED or hop.previous is None or hop.first is None:
+        status = SKIPPED if hop.status == SKIPPED else FAILED
+        yield Check(hop.key, "runs", status, hop.reason)
+        return
+    yield from _comparison_checks(hop, hop.previous, limits, hop.precision)
+    if hop.first.reference != hop.previous.reference:
+        for check in _comparison_checks(hop, hop.first, limits, hop.coarsest):
+            yield dataclasses.replace(check, is_own=False)
+
+
+def _comparison_checks(hop: Hop, found: Comparison, limits: GateLimits, precision: str) -> Iterator[Check]:
+    against = f"against {found.reference}"
+    limit = limits.of(precision)
+
+    def check(name: str, is_good: bool, text: str) -> Check:
+        return Check(hop.key, f"{against}, {name}", PASSED if is_good else FAILED, text)
+
+    yield check(
+        "finite", not found.nonfinite, f"{found.nonfinite} of {found.count} logits are NaN or infinite"
+    )
+    largest = found.logit.largest
+    if largest is not None:
+        yield check(
+            "max |dlogit|",
+            largest <= limit.max_abs_logit,
+            f"{largest:.3g} over {found.count} pictures, allowed {limit.max_abs_logit:g}",
+        )
+    if found.cosine is not None:
+        yield check(
+            "cosine of embeddings",
+            found.cosine.smallest >= limit.min_cosine,
+            f"1 - {1 - found.cosine.smallest:.1e} at least, allowed 1 - {1 - limit.min_cosine:.1e}",
+        )
+    ties = len(found.flips) - found.hard_flips
+    yield check(
+        "hard flips",
+        found.hard_flips <= limits.max_hard_flips,
+        f"{found.hard_flips} verdicts changed, allowed {limits.max_hard_flips} ({ties} ties beside them)",
+    )
+    yield _ap_check(hop, found, against, limits.max_ap_drop)
+    if limits.max_flip_bound is not None:
+        yield _bound_check(hop, found, against, limits.max_flip_bound)
+
+
+def _ap_check(hop: Hop, found: Comparison, against: str, allowed: float) -> Check:
+    name = f"{against}, AP"
+    if found.ranking is None:
+        return Check(hop.key, name, SKIPPED, "needs finite logits of labelled pictures of both classes")
+    drop = found.ranking[0].ap - found.ranking[1].ap
+    status = PASSED if drop <= allowed else FAILED
+    return Check(
+        hop.key,
+        name,
+        status,
+        f"{found.ranking[0].ap:.6f} -> {found.ranking[1].ap:.6f}, drop allowed {allowed:g}",
+    )
+
+
+def _bound_check(hop: Hop, found: Comparison, against: str, allowed: float) -> Check:
+    seen = len(found.flips) + found.nonfinite
+    text = f"{seen} flips in {found.count}: at most {found.flip_bound:.3g} at 95 %, allowed {allowed:g}"
+    is_good = found.flip_bound <= allowed
+    if not is_good:
+        text += f"; needs {images_needed(allowed, seen)} pictures with as many flips"
+    return Check(hop.key, f"{against}, flip bound", PASSED if is_good else FAILED, text)
+
+
+def file_checks(files: FilesForm) -> Iterator[Check]:
+    """Yields what the file hop says besides its logits."""
+    refused = f"{len(files.refused)} files that the gate could read"
+    if files.refused:
+        name, reason = files.refused[0]
+        refused += f", first {printable_name(name)}: {reason}"
+    yield Check(
+        files.key, "the runtime reads what the gate reads", FAILED if files.refused else PASSED, refused
+    )
+    name = "mosaics byte by byte"
+    if not files.mosaics_compared:
+        yield Check(files.key, name, SKIPPED, "no file was read")
+        return
+    text = f"{len(files.differing)} of {files.mosaics_compared} sampled files differ"
+    if files.differing:
+        place, difference = files.differing[0]
+        text += f", first {printable_name(place)}: {difference}"
+    yield Check(files.key, name, FAILED if files.differing else PASSED, text)
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """A form that remembers which parts of its graph gave infinity or NaN."""
+
+    def overflows(self) -> tuple[tuple[str, int, int], ...]:
+        """Returns (part of the graph, infinite values, NaN values) of each that had any, in graph order."""
+
+
+def overflow_check(hop: str, watched: Watched) -> Check:
+    """Returns whether every value inside a graph was finite: a logit can be, beside a block that was not."""
+    found = watched.overflows()
+    name = "finite in every block"
+    if not found:
+        return Check(hop, name, PASSED, "no value was infinite or NaN")
+    part, infinite, nan = found[0]
+    text = f"{len(found)} parts overflow, first {part} with {infinite} infinite and {nan} NaN values"
+    return Check(hop, name, FAILED, text)
+
+
+def law_check(hop: str, report: HopReport) -> Check:
+    """Returns a batch law as a check."""
+    text = f"max |dlogit| {report.max_abs_logit:.3g} against batch 1, allowed {report.max_allowed:g}"
+    if report.min_cosine is not None:
+        text += f", cosine 1 - {1 - report.min_cosine:.1e}"
+    return Check(hop, report.hop, PASSED if report.passed else FAILED, text)
+
+
+def blamed(hops: Sequence[Hop], checks: Sequence[Check]) -> str | None:
+    """Returns the key of the hop to blame, None when none fails.
+
+    It is the first of the chain that fails by itself: against the form before, or in a law of its own.
+    Where every step is within its limit and only the sum is not, it is the first that is too far from the
+    start.
+    """
+    failed = [check for check in checks if check.status == FAILED]
+    for own_only in (True, False):
+        wrong = {check.hop for check in failed if check.is_own or not own_only}
+        for hop in hops:
+            if hop.key in wrong:
+                return hop.key
+    return None

@@ -1,0 +1,1 @@
+"""The report of a gate as one HTML file that needs nothing else."""

@@ -1,0 +1,357 @@
+"""Faults planted by hand, each of which the gate must see and blame on the right hop."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from export.build import BundleOptions, build_bundle
+from export.checkpoint import CheckpointSource
+from export.engine.options import BuildOptions
+from export.parity.forms import FP16, MERGED, ONNX_FP32
+from export.parity.gate import GateOptions, bundle_gate
+from export.parity.outcome import GateReport
+from runtime.manifest import manifest_bytes
+
+ENGINE, FILES = "engine onnxruntime:cpu", "files onnxruntime:cpu"
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(run_folder: Path) -> CheckpointSource:
+    return CheckpointSource(run_folder)
+
+
+@pytest.fixture(scope="module")
+def sound(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("sound") / "bundle"
+    build_bundle(run_folder, target, BundleOptions(engine=BuildOptions(profiles=((1, 2, 4),))))
+    return target
+
+
+@pytest.fixture
+def bundle(sound: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(sound, tmp_path / "bundle")
+
+
+@pytest.fixture
+def gate(checkpoint: CheckpointSource, data_set: Path) -> Callable[[Path], GateReport]:
+    def run(bundle: Path, **options: Any) -> GateReport:
+        return bundle_gate(bundle, checkpoint, data_set / "test", options=GateOptions(**options))
+
+    return run
+
+
+def reseal(bundle: Path, name: str, content: bytes) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    (bundle / name).write_bytes(content)
+    manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    (bundle / "manifest.json").write_bytes(manifest_bytes(manifest))
+
+
+def change_graph(bundle: Path, change: Callable[[Any], None], name: str = "model.onnx") -> None:
+    model = onnx.load(bundle / name)
+    change(model)
+    reseal(bundle, name, model.SerializeToString())
+
+
+def change_manifest(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    change(manifest)
+    (bundle / "manifest.json").write_bytes(manifest_bytes(manifest))
+
+
+def set_weight(model: Any, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    weight = next(w for w in model.graph.initializer if w.name == name)
+    weight.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(weight)), name))
+
+
+def lora_twice(model: Any, run: Path) -> None:
+    from safetensors.numpy import load_file
+
+    state = load_file(run / "checkpoint.safetensors")
+    scale = json.loads((run / "checkpoint.json").read_text())["lora"]["scale"]
+    for block in range(4):
+        update = np.concatenate(
+            [scale * state[f"lora.{block}.{p}.b"] @ state[f"lora.{block}.{p}.a"] for p in "qkv"]
+        )
+        set_weight(
+            model, f"block_{block}/attention/qkv/weight", lambda w, u=update: (w + u.T).astype(np.float32)
+        )
+
+
+def set_epsilon(model: Any) -> None:
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "LayerNormalization" and attribute.name == "epsilon":
+                attribute.f = 1e-6
+
+
+def quick_gelu_for_gelu(model: Any) -> None:
+    """Each block's exact GELU becomes x sigmoid(1.702 x)."""
+    graph = model.graph
+    for div in [node for node in graph.node if node.name.endswith("/act/div")]:
+        name, source = div.name.removesuffix("/div"), div.input[0]
+        parts = {
+            node.name.removeprefix(name + "/"): node
+            for node in graph.node
+            if node.name.startswith(name + "/")
+        }
+        number = numpy_helper.from_array(np.float32(1.702), f"{name}/1.702")
+        graph.initializer.append(number)
+        new = [
+            helper.make_node("Mul", [source, number.name], [f"{name}/slope"], name=f"{name}/slope"),
+            helper.make_node("Sigmoid", [f"{name}/slope"], [f"{name}/sigmoid"], name=f"{name}/sigmoid"),
+            helper.make_node(
+                "Mul", [source, f"{name}/sigmoid"], list(parts["half"].output), name=f"{name}/gate"
+            ),
+        ]
+        place = list(graph.node).index(div)
+        kept = [node for node in graph.node if node.name not in {part.name for part in parts.values()}]
+        before = [node for node in list(graph.node)[:place]]
+        rest = kept[len(before) :]
+        del graph.node[:]
+        graph.node.extend([*before, *new, *rest])
+
+
+def freeze_batch(model: Any) -> None:
+    """A reshape that always gives four rows: what tracing with one example of four leaves behind."""
+    shape = next(w for w in model.graph.initializer if w.name == "block_2/attention/token_shape")
+    value = numpy_helper.to_array(shape).copy()
+    value[0] = 4
+    shape.CopyFrom(numpy_helper.from_array(value, shape.name))
+
+
+def mix_rows(model: Any) -> None:
+    """Each row's embedding takes a tenth of its distance from the batch's mean: right for one row alone."""
+    graph = model.graph
+    node = next(node for node in graph.node if "embedding" in node.output)
+    node.output[0] = "embedding_alone"
+    axis = numpy_helper.from_array(np.array([0], np.int64), "axis_0")
+    tenth = numpy_helper.from_array(np.float32(0.1), "tenth")
+    graph.initializer.extend([axis, tenth])
+    place = list(graph.node).index(node) + 1
+    new = [
+        helper.make_node("ReduceMean", ["embedding_alone", "axis_0"], ["row_mean"], name="mean", keepdims=1),
+        helper.make_node("Sub", ["embedding_alone", "row_mean"], ["off"], name="off"),
+        helper.make_node("Mul", ["off", "tenth"], ["little"], name="little"),
+        helper.make_node("Add", ["embedding_alone", "little"], ["embedding"], name="sum"),
+    ]
+    nodes = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*nodes[:place], *new, *nodes[place:]])
+
+
+def statistics_of_clip(model: Any) -> None:
+    for name, values in (("preprocess/mean", CLIP_MEAN), ("preprocess/std", CLIP_STD)):
+        set_weight(model, name, lambda w, v=values: np.array(v, np.float32).reshape(w.shape))
+
+
+def bgr(model: Any) -> None:
+    """The graph reads the channels backwards, by its first convolution and its statistics."""
+    for name in ("preprocess/mean", "preprocess/std", "stem/conv/weight"):
+        set_weight(model, name, lambda w: np.ascontiguousarray(w[:, ::-1]))
+
+
+def test_gate__passes_a_sound_bundle(sound: Path, gate: Callable[[Path], GateReport]) -> None:
+    report = gate(sound)
+    assert report.passed, [check.line() for check in report.failed]
+    assert report.blame is None
+    compared = [hop.key for hop in report.waterfall.hops if hop.status == "compared"]
+    assert compared == [MERGED, ONNX_FP32, FP16, ENGINE, FILES]
+    emulated = next(hop for hop in report.waterfall.hops if hop.key == FP16)
+    assert emulated.previous is not None
+    assert emulated.previous.logit.largest is not None
+    assert 1e-6 < emulated.previous.logit.largest < 0.05  # it really computes in another precision
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(statistics_of_clip, id="clip-statistics"),
+        pytest.param(bgr, id="bgr"),
+        pytest.param(set_epsilon, id="layer-norm-epsilon"),
+        pytest.param(quick_gelu_for_gelu, id="quick-gelu"),
+        pytest.param(freeze_batch, id="batch-frozen"),
+        pytest.param(mix_rows, id="rows-mixed"),
+        pytest.param(
+            lambda m: set_weight(m, "block_2/mlp/fc/weight", lambda w: np.roll(w, 1, axis=0)),
+            id="weight-of-a-block",
+        ),
+        pytest.param(
+            lambda m: set_weight(m, "block_3/attention/qkv/bias", lambda w: np.where(w == w[7], w + 2, w)),
+            id="one-bias",
+        ),
+    ],
+)
+def test_gate__blames_the_fp32_graph(
+    bundle: Path, gate: Callable[[Path], GateReport], change: Callable[[Any], None]
+) -> None:
+    change_graph(bundle, change)
+    report = gate(bundle)
+    assert not report.passed
+    assert report.blame == ONNX_FP32
+
+
+def test_gate__blames_the_graph_for_adapters_merged_twice(
+    bundle: Path, run_folder: Path, gate: Callable[[Path], GateReport]
+) -> None:
+    change_graph(bundle, lambda model: lora_twice(model, run_folder))
+    assert gate(bundle).blame == ONNX_FP32
+
+
+def test_gate__blames_a_merge_that_adds_twice(
+    bundle: Path, run_folder: Path, data_set: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from train.lora import LoraAttention
+
+    right = LoraAttention.merged_in_proj_weight
+
+    def twice(self: LoraAttention) -> Any:
+        return 2 * right(self) - self.in_proj_weight.detach()
+
+    monkeypatch.setattr(LoraAttention, "merged_in_proj_weight", twice)
+    report = bundle_gate(bundle, CheckpointSource(run_folder), data_set / "test")
+    assert report.blame == MERGED
+
+
+def test_gate__blames_the_fp16_graph(bundle: Path, gate: Callable[[Path], GateReport]) -> None:
+    def wrong(model: Any) -> None:
+        weight = next(w for w in model.graph.initializer if w.name.startswith("block_1/mlp/fc/weight"))
+        set_weight(model, weight.name, lambda w: np.roll(w, 1, axis=0))
+
+    change_graph(bundle, wrong, "model_fp16.onnx")
+    assert gate(bundle).blame == FP16
+
+
+def test_gate__sees_an_fp16_overflow_that_plain_onnx_runtime_misses(
+    bundle: Path, gate: Callable[[Path], GateReport]
+) -> None:
+    """Up by 2^17 and down again in block 2: nothing in FP32, infinity in FP16."""
+
+    def overflow(model: Any, suffix: str, dtype: Any) -> None:
+        graph = model.graph
+        node = next(node for node in graph.node if node.name == "block_2/mlp/fc/matmul")
+        inner = node.output[0]
+        node.output[0] = "grown"
+        for name, value in (("up", 2.0**15), ("down", 2.0**-15)):
+            graph.initializer.append(numpy_helper.from_array(np.array(value, dtype), name + suffix))
+        place = list(graph.node).index(node) + 1
+        new = [
+            helper.make_node("Mul", ["grown", "up" + suffix], ["large"], name="block_2/mlp/up"),
+            helper.make_node("Mul", ["large", "down" + suffix], [inner], name="block_2/mlp/down"),
+        ]
+        nodes = list(graph.node)
+        del graph.node[:]
+        graph.node.extend([*nodes[:place], *new, *nodes[place:]])
+
+    change_graph(bundle, lambda m: overflow(m, "", np.float32))
+    change_graph(bundle, lambda m: overflow(m, "_fp16", np.float16), "model_fp16.onnx")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    plain = onnxruntime.InferenceSession(
+        str(bundle / "model_fp16.onnx"), options, providers=["CPUExecutionProvider"]
+    )
+    assert np.isfinite(plain.run(["logit"], {"images": np.zeros((1, 224, 224, 3), np.uint8) + 99})[0]).all()
+    report = gate(bundle)
+    assert report.blame == FP16
+    assert any("NaN or infinite" in check.text for check in report.failed)
+    block = next(check for check in report.failed if check.name == "finite in every block")
+    assert "first block_2" in block.text
+
+
+@pytest.fixture
+def _wrong_runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fault inside the runtime's own preprocessing, wherever the runtime calls it from."""
+    import runtime.decode
+    import runtime.patches
+
+    kind = request.param
+    names = {"bgr": "decode_image", "highest-first": "select_patches", "one-pixel-off": "decode_image"}
+    name = names[kind]
+    home = runtime.decode if name == "decode_image" else runtime.patches
+    right = getattr(home, name)
+
+    def wrong(*words: Any, **options: Any) -> np.ndarray:
+        found = right(*words, **options)
+        if kind == "bgr":
+            return np.ascontiguousarray(found[..., ::-1])
+        if kind == "one-pixel-off":
+            return np.roll(found, 1, axis=1)
+        cells = found.reshape(7, 32, 7, 32, 3).transpose(0, 2, 1, 3, 4).reshape(49, 32, 32, 3)[::-1]
+        return np.ascontiguousarray(
+            cells.reshape(7, 7, 32, 32, 3).transpose(0, 2, 1, 3, 4).reshape(224, 224, 3)
+        )
+
+    import sys
+
+    for module in [m for n, m in sys.modules.items() if n.startswith(("runtime.", "export.parity."))]:
+        if getattr(module, name, None) is right:
+            monkeypatch.setattr(module, name, wrong)
+    return str(kind)
+
+
+@pytest.mark.parametrize("_wrong_runtime", ["bgr", "highest-first", "one-pixel-off"], indirect=True)
+def test_gate__blames_the_runtimes_preprocessing(
+    sound: Path, gate: Callable[[Path], GateReport], _wrong_runtime: str
+) -> None:
+    report = gate(sound)
+    assert report.blame == FILES
+    text = next(check.text for check in report.failed if check.name == "mosaics byte by byte")
+    told = {
+        "bgr": "channels are reversed",
+        "highest-first": "another order",
+        "one-pixel-off": "decoded differently",
+    }
+    assert told[_wrong_runtime] in text
+
+
+def test_gate__blames_the_files_for_a_swapped_permutation(
+    bundle: Path, gate: Callable[[Path], GateReport]
+) -> None:
+    def swap(manifest: dict[str, Any]) -> None:
+        order = manifest["preprocessing"]["permutation"]
+        order[0], order[1] = order[1], order[0]
+
+    change_manifest(bundle, swap)
+    report = gate(bundle)
+    assert report.blame == FILES
+    assert any("another order (2 of 49 cells: 0, 1)" in check.text for check in report.failed)
+    assert any(check.hop == "settings" and "permutation" in check.text for check in report.failed)
+
+
+def test_gate__sees_other_statistics_in_the_manifest(
+    bundle: Path, gate: Callable[[Path], GateReport]
+) -> None:
+    change_manifest(bundle, lambda m: m["preprocessing"].update(mean=list(CLIP_MEAN)))
+    report = gate(bundle)
+    assert [check.hop for check in report.failed] == ["settings"]
+
+
+def test_gate__sees_another_checkpoint(sound: Path, run_folder: Path, data_set: Path, tmp_path: Path) -> None:
+    """A weight changed in the run after the bundle was built, its hashes made to agree."""
+    from safetensors.torch import load_file, save
+
+    from train.checkpoint import write_record
+
+    other = shutil.copytree(run_folder, tmp_path / "run")
+    state = load_file(other / "checkpoint.safetensors")
+    state["lora.2.v.b"] = state["lora.2.v.b"] + 0.01
+    content = save(state)
+    (other / "checkpoint.safetensors").write_bytes(content)
+    record = json.loads((other / "checkpoint.json").read_text())
+    write_record(other, record | {"weights_sha256": hashlib.sha256(content).hexdigest()})
+    report = bundle_gate(sound, CheckpointSource(other), data_set / "test")
+    assert report.blame == ONNX_FP32
+    assert any("other weights" in check.text for check in report.failed)
