@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,37 +18,25 @@ from export.engines import add_engines
 from export.graph.rules import check_rules
 from export.onnx_checks import check_contract, check_structure, opset_version
 from export.onnx_files import load_model
-from export.parity.batches import check_batch_sizes
-from export.parity.compare import HopReport, Outputs
 from export.parity.fp16_graph import fp16_loader_check
 from export.parity.limits import own_limits
+from export.parity.outcome import GateReport
 from export.precision.conversion import fp16_from_fp32
+from export.precision.headroom import OverflowReport
+from export.precision.overflow import overflow_report
 from export.precision.report import PrecisionReport
 from export.source import ONNX, source_kind
 from export.steps.clock import Phase, PhaseClock
-from export.steps.graph import SourceFacts, write_graph
+from export.steps.gate import Staged, judged_entries, run_gate, write_reports
+from export.steps.graph import References, SourceFacts, write_graph
 from export.versions import source_commit, tool_versions
-from runtime.backends.onnx_session import OnnxSession
 from runtime.console import logger
+from runtime.engine_entry import EngineEntry
 from runtime.errors import ParityError, UsageError
-from runtime.manifest import (
-    GOLDEN_NAME,
-    MODEL_FP16_NAME,
-    MODEL_NAME,
-    PARITY_FOLDER,
-    SCHEMA_VERSION,
-    EngineEntry,
-    graph_json,
-)
+from runtime.manifest import GOLDEN_NAME, MODEL_FP16_NAME, MODEL_NAME, SCHEMA_VERSION, graph_json
 from runtime.spec import CLASSES, Preprocessing
 from runtime.tolerances import TOLERANCES
 
-# Besides the profile's own sizes: a graph with the batch frozen inside is right at one size only.
-CHECKED_BATCHES = (1, 2, 3, 8)
-# From this many weights on, numbers are compared on four mosaics at three sizes: a large tower takes seconds
-# for each of them on a CPU.
-LARGE_PARAMETERS = 100_000_000
-LARGE_BATCHES, LARGE_COUNT = (1, 2, 3), 4
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -61,6 +48,8 @@ class BundleOptions:
         backends: "onnxruntime", "tensorrt", "tensorrt-rtx".
         engine: options of TensorRT engines; its profile also bounds onnxruntime.
         golden: mosaics uint8 ``[N, 224, 224, 3]`` of the caller's; None takes synthetic ones.
+        calibration: mosaics of the caller's for the overflow guard, never stored; None takes the golden ones.
+        allow_failed: whether a bundle that fails its gate is written all the same, every engine marked so.
         command: the options as given, without paths, for the provenance.
         name: of the model inside engine file names; "" takes the backbone's.
     """
@@ -68,19 +57,36 @@ class BundleOptions:
     backends: tuple[str, ...] = ("onnxruntime",)
     engine: BuildOptions = field(default_factory=BuildOptions)
     golden: NDArray[np.uint8] | None = None
+    calibration: NDArray[np.uint8] | None = None
+    allow_failed: bool = False
     command: tuple[str, ...] = ()
     name: str = ""
 
 
 @dataclass(frozen=True)
 class BundleReport:
-    """What was built: the folder, the engines with their state, precision, parity hops, time of each step."""
+    """What was built.
+
+    Attributes:
+        bundle: its folder.
+        engines: the manifest's lines, each with its state in words.
+        precision: what the conversion to FP16 did.
+        overflow: range of the activations in FP16.
+        gate: every form on the golden mosaics.
+        phases: time of each step.
+    """
 
     bundle: Path
     engines: tuple[tuple[EngineEntry, str], ...]
     precision: PrecisionReport
-    hops: tuple[HopReport, ...]
+    overflow: OverflowReport
+    gate: GateReport
     phases: tuple[Phase, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything that ran has passed."""
+        return self.gate.passed and self.overflow.passed
 
 
 def build_bundle(source: Path, output: Path, options: BundleOptions) -> BundleReport:
@@ -92,8 +98,8 @@ def build_bundle(source: Path, output: Path, options: BundleOptions) -> BundleRe
         options: backends and engine options.
 
     Raises:
-        ParityError: the ONNX graph disagrees with its reference.
-        GateFailedError: an FP16 engine would not be FP16.
+        ParityError: a form of the model disagrees with its reference, and ``allow_failed`` is not set.
+        GateFailedError: an FP16 engine would not be FP16, or a value overflows in it.
         EngineBuildError: a graph or an engine cannot be built.
         MissingDependencyError: a backend asked for is not installed.
         UsageError: the output cannot be written or is no bundle, or the disk is full.
@@ -116,32 +122,28 @@ def _build(source: Path, output: Path, options: BundleOptions) -> BundleReport:
     golden = synthetic_mosaics() if options.golden is None else options.golden
     with BundleWriter(output) as writer:
         model_path, half_path = writer.path(MODEL_NAME), writer.path(MODEL_FP16_NAME)
-        facts, reference = write_graph(source, model_path, golden, clock)
+        facts, references = write_graph(source, model_path, golden, clock)
         with clock.phase("check the FP32 graph"):
             embed_dim, opset = _check_graph(model_path, is_ours=source_kind(source) != ONNX)
-        write_golden(writer.path(GOLDEN_NAME), golden, *reference)
-        with clock.phase("FP32 graph against its reference", is_numeric=True):
-            hops = _fp32_hops(model_path, golden, reference, facts, options, embed_dim)
-        _require_passed(hops)
+        write_golden(writer.path(GOLDEN_NAME), golden, *references.unmerged)
         with clock.phase("write and check the FP16 graph"):
             precision = fp16_from_fp32(model_path, half_path, options.engine.policy)
-        logger.info(
-            "%s: %.1f %% of weighted layers in FP16, %d casts",
-            MODEL_FP16_NAME,
-            100 * precision.fp16_share,
-            precision.casts,
-        )
-        with clock.phase("FP16 graph against its reference", is_numeric=True):
-            limits = own_limits("fp16")
-            typed = fp16_loader_check(half_path, golden, reference, decision=facts.decision, limits=limits)
-        _require_passed([typed])
-        hops.append(typed)
+        logger.info("%s: %s", MODEL_FP16_NAME, precision.line())
+        with clock.phase("FP16 graph: loader check", is_numeric=True):
+            _check_loading(half_path, golden, references, facts)
+        with clock.phase("FP16 graph: overflow guard", is_numeric=True):
+            overflow = _overflow(model_path, half_path, golden, facts, options)
         engines = []
         slug = slug_from_text(options.name or str(facts.backbone["name"]))
         for backend in options.backends:
             with clock.phase(f"{backend} engine"):
                 engines += add_engines(writer, backend, slug, options.engine)
-        _write_parity(writer.path(f"{PARITY_FOLDER}/parity.json"), hops, facts.reference_name)
+        with clock.phase("gate on the golden mosaics", is_numeric=True):
+            staged = Staged(facts, references, golden, embed_dim, options.engine.profiles[0])
+            gate = run_gate(writer, staged, engines, options.command)
+        _show(gate, options)
+        write_reports(writer, gate, overflow)
+        judged = judged_entries(engines, gate, is_sound=gate.passed and overflow.passed)
         content = {
             "schema": SCHEMA_VERSION,
             "graph": graph_json(embed_dim, opset),
@@ -157,8 +159,9 @@ def _build(source: Path, output: Path, options: BundleOptions) -> BundleReport:
                 "commit": source_commit(),
                 "tools": tool_versions(),
                 "command": list(options.command),
+                "precision": precision.to_json(),
             },
-            "engines": [entry.to_json() for entry, _state in engines],
+            "engines": [entry.to_json() for entry, _state in judged],
         }
         with clock.phase("hash, sync and publish"):
             bundle = writer.commit(content)
@@ -170,7 +173,43 @@ def _build(source: Path, output: Path, options: BundleOptions) -> BundleReport:
         facts.decision.temperature,
         "calibrated" if facts.calibrated else "not calibrated (python -m train calibrate sets them)",
     )
-    return BundleReport(bundle, tuple(engines), precision, tuple(hops), tuple(clock.phases))
+    return BundleReport(bundle, tuple(judged), precision, overflow, gate, tuple(clock.phases))
+
+
+def _check_loading(
+    half_path: Path, golden: NDArray[np.uint8], references: References, facts: SourceFacts
+) -> None:
+    limits = own_limits("fp16")
+    hop = fp16_loader_check(half_path, golden, references.unmerged, decision=facts.decision, limits=limits)
+    logger.info("%s", hop.line())
+    if not hop.passed:
+        raise ParityError(f"nothing is published, the FP16 graph is not the FP32 one: {hop.line()}")
+
+
+def _overflow(
+    model_path: Path,
+    half_path: Path,
+    golden: NDArray[np.uint8],
+    facts: SourceFacts,
+    options: BundleOptions,
+) -> OverflowReport:
+    images = options.calibration
+    if images is None:
+        images = golden[: facts.compared(len(golden))]
+    report = overflow_report(model_path, half_path, images, options.engine.policy)
+    logger.info("%s", report.line())
+    for line in report.table():
+        logger.debug("%s", line)
+    if not options.allow_failed:
+        report.require()
+    return report
+
+
+def _show(gate: GateReport, options: BundleOptions) -> None:
+    for line in gate.summary():
+        logger.info("%s", line)
+    if not gate.passed and not options.allow_failed:
+        raise ParityError(f"nothing is published, {gate.verdict()} ({gate.failed[0].line()})")
 
 
 def _check_graph(path: Path, *, is_ours: bool) -> tuple[int, int]:
@@ -181,40 +220,3 @@ def _check_graph(path: Path, *, is_ours: bool) -> tuple[int, int]:
     blocks = f", {check_rules(model)} blocks" if is_ours else ""
     logger.info("%s: opset %d, embedding %d%s, checked", path.name, opset, embed_dim, blocks)
     return embed_dim, opset
-
-
-def _fp32_hops(
-    path: Path,
-    golden: NDArray[np.uint8],
-    reference: Outputs,
-    facts: SourceFacts,
-    options: BundleOptions,
-    embed_dim: int,
-) -> list[HopReport]:
-    profile = options.engine.profiles[0]
-    sizes, all_at, count = {*CHECKED_BATCHES, *profile}, profile[1], len(golden)
-    if facts.parameters > LARGE_PARAMETERS:
-        sizes, all_at, count = {*LARGE_BATCHES}, LARGE_BATCHES[0], min(LARGE_COUNT, count)
-    with OnnxSession(path, device="cpu", embed_dim=embed_dim, profile=(1, *profile[1:])) as session:
-        return check_batch_sizes(
-            session,
-            golden[:count],
-            (reference[0][:count], reference[1][:count]),
-            tuple(sorted(size for size in sizes if size <= profile[2])),
-            all_at=all_at,
-            decision=facts.decision,
-            limits=own_limits("fp32"),
-        )
-
-
-def _require_passed(hops: list[HopReport]) -> None:
-    for hop in hops:
-        logger.info("%s", hop.line())
-    failed = [hop.line() for hop in hops if not hop.passed]
-    if failed:
-        raise ParityError(f"nothing is published, a graph disagrees with its reference: {failed[0]}")
-
-
-def _write_parity(path: Path, hops: list[HopReport], reference: str) -> None:
-    report = {"schema": 1, "reference": reference, "hops": [hop.to_json() for hop in hops]}
-    path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")

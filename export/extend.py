@@ -9,6 +9,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from export.bundle.add_engine import add_engine, recover
@@ -16,30 +17,43 @@ from export.bundle.lock import bundle_lock
 from export.engine.builder import build_engine, require_buildable
 from export.engine.naming import slug_from_text
 from export.engine.options import BuildOptions
-from export.engines import engine_name, graph_name, state_of
+from export.engines import StagedEngine, graph_name, staged_engine
+from export.precision.policy import PrecisionPolicy
 from runtime.bundle import open_bundle
-from runtime.errors import UsageError
-from runtime.manifest import EngineEntry
+from runtime.engine_entry import EngineEntry
+from runtime.errors import EngineLoadError, ParityError, UsageError
+from runtime.golden import Golden, read_golden
+from runtime.manifest import Manifest
+from runtime.selection import reason_against
+from runtime.selftest.checks import manifest_tolerance
+from runtime.selftest.laws import full_self_test
 
 logger = logging.getLogger("dgsnet.export.engine")
 
 
 def add_backends(
-    bundle: Path, backends: tuple[str, ...], options: BuildOptions, *, name: str
+    bundle: Path,
+    backends: tuple[str, ...],
+    options: BuildOptions,
+    *,
+    name: str,
+    allow_failed: bool = False,
 ) -> list[tuple[EngineEntry, str]]:
-    """Builds one engine per backend from the bundle's own graphs and adds it.
+    """Builds one engine per backend from the bundle's own graphs, runs it if it can, and adds it.
 
     Args:
         bundle: the bundle's folder; every hash is checked first.
         backends: "tensorrt" or "tensorrt-rtx".
-        options: precision, batch sizes and targets.
+        options: precision, batch sizes and targets; its precision policy is replaced by the bundle's own.
         name: of the model in file names; "" takes the backbone's.
+        allow_failed: whether an engine whose logits are off is added, marked as failed, instead of refused.
 
     Returns:
         The manifest's new entries, each with its state in words.
 
     Raises:
         ManifestError: the bundle is damaged.
+        ParityError: the engine does not give the bundle's golden logits.
         UsageError: a backend that needs no engine file, a bundle that cannot be written, or another process
             builds for the same bundle.
         EngineBuildError, GateFailedError, MissingDependencyError: as in ``build_engine``.
@@ -55,15 +69,43 @@ def add_backends(
             opened.join()
             manifest = opened.manifest
             graph = opened.file(graph_name(options))
+            golden = read_golden(opened.file(manifest.golden_file), manifest.embed_dim)
         slug = slug_from_text(name or str(manifest.raw["backbone"]["name"]))
+        options = replace(options, policy=_policy(manifest))
         for backend in backends:
             built = build_engine(graph, folder / "new.engine", options, backend=backend)
-            entry = add_engine(
-                bundle, built.path, built.entry(engine_name(slug, built)), built_from=manifest.files
-            )
+            engine = staged_engine(built, slug)
+            verified, found = _verified(engine, manifest, golden)
+            if verified == "failed" and not allow_failed:
+                raise ParityError(f"{backend}: not added, {found}; --allow-failed-parity adds it as failed")
+            entry = replace(engine.entry, verified=verified)
+            entry = add_engine(bundle, built.path, entry, built_from=manifest.files)
             built.path.unlink()
-            added.append((entry, state_of(built)))
+            added.append((entry, engine.state(found)))
     return added
+
+
+def _policy(manifest: Manifest) -> PrecisionPolicy:
+    """Returns what the bundle's FP16 graph was made with; what a bundle does not say is the default."""
+    stated = manifest.raw["provenance"].get("precision")
+    return PrecisionPolicy() if stated is None else PrecisionPolicy.from_json(stated.get("policy"))
+
+
+def _verified(engine: StagedEngine, manifest: Manifest, golden: Golden) -> tuple[str, str]:
+    """Returns ("passed" | "failed" | "not-run", why): the engine against the bundle's golden logits."""
+    reason = engine.absent or reason_against(engine.entry, engine.device, allow_host_code=True)
+    if reason:
+        return "not-run", reason
+    tolerance = manifest_tolerance(manifest, engine.entry.precision)
+    try:
+        with engine.open(manifest.embed_dim) as backend:
+            checks = list(full_self_test(backend, golden, tolerance, engine.entry.profiles))
+    except EngineLoadError as err:
+        return "failed", str(err)
+    broken = [check.line() for check in checks if not check.passed]
+    if broken:
+        return "failed", f"its logits are off: {broken[0]}"
+    return "passed", f"{len(checks)} checks of the self-test passed"
 
 
 @contextmanager

@@ -121,6 +121,22 @@ def select_engine(
     raise MissingDependencyError(f"{asked} cannot run here: {reasons}; choose another {flag}")
 
 
+def reason_against(
+    entry: EngineEntry, device: str, *, cuda_api: str = "cuda-python", allow_host_code: bool = False
+) -> str | None:
+    """Returns why an engine does not run on this machine, None when it should.
+
+    Args:
+        entry: what a manifest says of it.
+        device: "cpu" or "cuda" for onnxruntime; others run on the GPU that there is.
+        cuda_api: the CUDA binding for TensorRT.
+        allow_host_code: whether plans may bring machine code for the CPU.
+    """
+    if entry.backend == "onnxruntime":
+        return _onnxruntime_reason(entry, device)
+    return _tensorrt_reason(entry, cuda_api=cuda_api, allow_host_code=allow_host_code)
+
+
 @dataclass(frozen=True)
 class _Candidate:
     label: str

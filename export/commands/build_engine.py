@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from export.commands.engine_options import EngineFlags, engine_options
+from export.commands.precision_options import policy_from_options, precision_options, precision_words
 from runtime.console import print_json, verbosity_option
-from runtime.errors import UsageError
+from runtime.errors import GateFailedError, UsageError
 
 if TYPE_CHECKING:
-    from export.engine.options import BuildOptions
     from export.plan.build_plan import BuildPlan
-    from runtime.manifest import EngineEntry
+    from runtime.engine_entry import EngineEntry
 
 
 @click.command("build-engine")
@@ -23,22 +23,33 @@ if TYPE_CHECKING:
     "-o", "--output", type=click.Path(path_type=Path), help="bundle to write; not for a bundle as source"
 )
 @engine_options
+@precision_options
 @click.option(
     "--golden", type=click.Path(path_type=Path), help="folder of pictures to store inside the bundle"
 )
 @click.option("--name", default="", help="model name inside engine file names; default the backbone's")
 @click.option("--plan", "only_plan", is_flag=True, help="forecast memory, disk and minutes; build nothing")
 @click.option("--no-plan-check", is_flag=True, help="build even where the forecast does not fit")
+@click.option(
+    "--allow-failed-parity",
+    is_flag=True,
+    help="write what fails its gate too, every engine marked as failed; exit code 1",
+)
 @click.option("--json", "as_json", is_flag=True, help="JSON on standard output")
 @verbosity_option
 def build_engine(
     checkpoint: Path,
     output: Path | None,
     engine: EngineFlags,
+    fp32_blocks: tuple[str, ...],
+    fp32_layers: tuple[str, ...],
+    min_fp16_share: float | None,
+    calibration: Path | None,
     golden: Path | None,
     name: str,
     only_plan: bool,
     no_plan_check: bool,
+    allow_failed_parity: bool,
     as_json: bool,
 ) -> None:
     """Builds CHECKPOINT into a bundle: ONNX, FP16, engines, parity, hashes.
@@ -46,17 +57,24 @@ def build_engine(
     CHECKPOINT is a run's folder, the authors' .pth, or an ONNX file that follows the graph contract. With a
     bundle instead, an engine for this machine is added to it in place; no torch is needed for that.
 
+    Nothing is published unless PyTorch, both graphs and every engine that runs here agree on the golden
+    mosaics, and no value overflows in FP16.
+
     Without --backend: onnxruntime. A build that this machine has no memory or disk for is refused before it
     starts; --plan says what it will take.
     """
     from export.plan.build_plan import plan_build
     from export.source import BUNDLE, source_kind
 
-    backends, options = engine.chosen_backends(), engine.build_options()
+    policy = policy_from_options(fp32_blocks, fp32_layers, min_fp16_share)
+    backends, options = engine.chosen_backends(), engine.build_options(policy)
     is_bundle = source_kind(checkpoint) == BUNDLE
-    if is_bundle and (output is not None or golden is not None):
-        raise UsageError("a bundle as source is extended in place; leave out --output and --golden")
-    if not (is_bundle or only_plan):
+    if is_bundle:
+        _refuse_for_bundle(
+            {"--output": output, "--golden": golden, "--calibration": calibration}
+            | {word: word for word in precision_words(policy) if word.startswith("--")}
+        )
+    elif not only_plan:
         _required(output)
     plan = plan_build(checkpoint, output, backends, options)
     if only_plan:
@@ -66,11 +84,29 @@ def build_engine(
     if only_plan:
         return
     if is_bundle:
-        added = _extend(checkpoint, backends, options, name)
+        from export.extend import add_backends
+
+        added = add_backends(checkpoint, backends, options, name=name, allow_failed=allow_failed_parity)
         _report(checkpoint, added, as_json)
+        _require_passed([entry for entry, _state in added])
         return
-    report = _build(checkpoint, _required(output), engine, options, golden, name)
+    from export.build import BundleOptions, build_bundle
+
+    report = build_bundle(
+        checkpoint,
+        _required(output),
+        BundleOptions(
+            backends=backends,
+            engine=options,
+            golden=None if golden is None else _golden(golden),
+            calibration=None if calibration is None else _calibration(calibration),
+            allow_failed=allow_failed_parity,
+            command=engine.command(name) + precision_words(policy),
+            name=name,
+        ),
+    )
     _report(report.bundle, list(report.engines), as_json)
+    _require_passed([entry for entry, _state in report.engines])
     click.echo(f"next: python -m runtime predict {output} PICTURES", err=True)
 
 
@@ -80,30 +116,19 @@ def _required(output: Path | None) -> Path:
     return output
 
 
-def _extend(
-    bundle: Path, backends: tuple[str, ...], options: BuildOptions, name: str
-) -> list[tuple[EngineEntry, str]]:
-    from export.extend import add_backends
+def _refuse_for_bundle(given: dict[str, object]) -> None:
+    for flag, value in given.items():
+        if value is not None:
+            raise UsageError(
+                f"{flag}: a bundle as source is extended in place, from the graphs that it holds; leave it "
+                "out, or build a new bundle from the checkpoint"
+            )
 
-    return add_backends(bundle, backends, options, name=name)
 
-
-def _build(
-    checkpoint: Path, output: Path, engine: EngineFlags, options: BuildOptions, golden: Path | None, name: str
-) -> Any:
-    from export.build import BundleOptions, build_bundle
-
-    return build_bundle(
-        checkpoint,
-        output,
-        BundleOptions(
-            backends=engine.chosen_backends(),
-            engine=options,
-            golden=None if golden is None else _golden(golden),
-            command=engine.command(name),
-            name=name,
-        ),
-    )
+def _require_passed(entries: list[EngineEntry]) -> None:
+    failed = [entry.file for entry in entries if entry.verified == "failed"]
+    if failed:
+        raise GateFailedError(f"{failed[0]} failed its checks and is marked so; no runtime will choose it")
 
 
 def _golden(folder: Path) -> Any:
@@ -112,6 +137,12 @@ def _golden(folder: Path) -> Any:
     mosaics = golden_mosaics(folder)
     click.echo(f"{len(mosaics)} pictures of {folder.name} will be inside the bundle, as mosaics", err=True)
     return mosaics
+
+
+def _calibration(folder: Path) -> Any:
+    from export.precision.calibration import calibration_mosaics
+
+    return calibration_mosaics(folder)
 
 
 def _show_plan(plan: BuildPlan, as_json: bool) -> None:

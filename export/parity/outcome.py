@@ -90,6 +90,11 @@ class GateReport:
             return f"passed: {text}"
         return f"FAILED: {text}; the chain breaks at {self.blame}"
 
+    def summary(self) -> list[str]:
+        """Returns the chain, what failed and the verdict, for the log of a build."""
+        lines = [line for hop in self.waterfall.hops for line in _hop_lines(hop, self.hop_status(hop))]
+        return [*lines, *(check.line() for check in self.failed), self.verdict()]
+
     def lines(self) -> list[str]:
         """Returns the report for a terminal."""
         lines = [line for hop in self.waterfall.hops for line in _hop_lines(hop, self.hop_status(hop))]

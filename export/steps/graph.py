@@ -15,6 +15,11 @@ from export.steps.child import run_in_child
 from export.steps.clock import Phase, PhaseClock
 from runtime.decision import Decision
 
+# From this many weights on, numbers are compared on four mosaics at three batch sizes: a large tower takes
+# seconds for each of them on a CPU.
+LARGE_PARAMETERS = 100_000_000
+LARGE_COUNT, LARGE_PROFILE = 4, (1, 2, 3)
+
 
 @dataclass(frozen=True)
 class SourceFacts:
@@ -36,11 +41,28 @@ class SourceFacts:
     reference_name: str
     parameters: int
 
+    def compared(self, count: int) -> int:
+        """Returns how many of so many golden mosaics are compared while building."""
+        return min(count, LARGE_COUNT) if self.parameters > LARGE_PARAMETERS else count
+
+
+@dataclass(frozen=True)
+class References:
+    """What a source gives on the golden mosaics.
+
+    Attributes:
+        unmerged: logits ``[N]`` and embeddings ``[N, D]`` that the bundle stores.
+        merged: the same with the adapters merged, of the mosaics that are compared; None for an ONNX file.
+    """
+
+    unmerged: Outputs
+    merged: Outputs | None
+
 
 def write_graph(
     source: Path, model_path: Path, golden: NDArray[np.uint8], clock: PhaseClock
-) -> tuple[SourceFacts, Outputs]:
-    """Writes the FP32 graph of a source and returns what is known of it, and its reference on the mosaics.
+) -> tuple[SourceFacts, References]:
+    """Writes the FP32 graph of a source and returns what is known of it, and what it gives on the mosaics.
 
     Args:
         source: a run's folder, the authors' .pth, or an ONNX file that follows the contract.
@@ -53,19 +75,19 @@ def write_graph(
         EngineBuildError: the process that reads the checkpoint died.
     """
     if source_kind(source) == ONNX:
-        facts, outputs, phases = graph_from_onnx(source, model_path, golden)
+        facts, references, phases = graph_from_onnx(source, model_path, golden)
     else:
         # With torch and the weights gone afterwards, the next steps have that memory.
-        facts, outputs, phases = run_in_child(
+        facts, references, phases = run_in_child(
             "checkpoint to ONNX", graph_from_checkpoint, source, model_path, golden
         )
     clock.phases += phases
-    return facts, outputs
+    return facts, references
 
 
 def graph_from_checkpoint(
     source: Path, model_path: Path, golden: NDArray[np.uint8]
-) -> tuple[SourceFacts, Outputs, list[Phase]]:
+) -> tuple[SourceFacts, References, list[Phase]]:
     """Does ``write_graph`` for a checkpoint, in this process, which loads torch."""
     clock = PhaseClock()
     with clock.phase("read the checkpoint"):
@@ -74,14 +96,16 @@ def graph_from_checkpoint(
         loaded = CheckpointSource(source, scratch=model_path.parent)
     with clock.phase("write the FP32 graph"):
         parameters = loaded.write_onnx(model_path)
+    facts = _facts(loaded, parameters)
     with clock.phase("reference in PyTorch", is_numeric=True):
-        reference = loaded.reference(golden)
-    return _facts(loaded, parameters), reference, clock.phases
+        unmerged = loaded.reference(golden)
+        merged = loaded.merged_reference(golden[: facts.compared(len(golden))])
+    return facts, References(unmerged, merged), clock.phases
 
 
 def graph_from_onnx(
     source: Path, model_path: Path, golden: NDArray[np.uint8]
-) -> tuple[SourceFacts, Outputs, list[Phase]]:
+) -> tuple[SourceFacts, References, list[Phase]]:
     """Does ``write_graph`` for an ONNX file; no torch."""
     from export.onnx_source import OnnxSource
 
@@ -91,8 +115,8 @@ def graph_from_onnx(
     with clock.phase("write the FP32 graph"):
         parameters = loaded.write_onnx(model_path)
     with clock.phase("reference in ONNX Runtime", is_numeric=True):
-        reference = loaded.reference(golden)
-    return _facts(loaded, parameters), reference, clock.phases
+        unmerged = loaded.reference(golden)
+    return _facts(loaded, parameters), References(unmerged, None), clock.phases
 
 
 def _facts(loaded: Any, parameters: int) -> SourceFacts:

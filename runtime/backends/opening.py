@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from runtime.backends.base import Backend
 from runtime.bundle import Bundle
 from runtime.cache import cache_folder
 from runtime.cuda.loading import CUDA_APIS, load_cuda
+from runtime.engine_entry import EngineEntry
 from runtime.errors import UsageError
 from runtime.selection import BackendReport
 
@@ -83,10 +85,34 @@ def open_backend(bundle: Bundle, report: BackendReport, options: BackendOptions)
         EngineLoadError: the engine cannot be loaded or breaks its contract.
         UsageError: the options ask for what the backend or the machine does not have.
     """
-    _refuse_idle_options(report.entry.backend, options)
-    if report.entry.backend == "onnxruntime":
-        return _open_onnxruntime(bundle, report, options)
-    return _open_tensorrt(bundle, report, options)
+    entry = report.entry
+    return open_engine(
+        bundle.file(entry.file),
+        entry,
+        report.device,
+        embed_dim=bundle.manifest.embed_dim,
+        sha256=bundle.manifest.files[entry.file].sha256,
+        options=options,
+    )
+
+
+def open_engine(
+    path: Path, entry: EngineEntry, device: str, *, embed_dim: int, sha256: str, options: BackendOptions
+) -> Backend:
+    """Opens an engine that may not be in a bundle yet; errors are those of ``open_backend``.
+
+    Args:
+        path: the engine, or the ONNX model for onnxruntime.
+        entry: what a manifest says, or will say, of it.
+        device: "cpu", "cuda" or "sm_<NN>".
+        embed_dim: width D of the embedding.
+        sha256: of the file; names its cached kernels.
+        options: how to run it.
+    """
+    _refuse_idle_options(entry.backend, options)
+    if entry.backend == "onnxruntime":
+        return _open_onnxruntime(path, entry, device, embed_dim, options)
+    return _open_tensorrt(path, entry, embed_dim, sha256, options)
 
 
 def _refuse_idle_options(backend: str, options: BackendOptions) -> None:
@@ -102,31 +128,34 @@ def _refuse_idle_options(backend: str, options: BackendOptions) -> None:
             )
 
 
-def _open_onnxruntime(bundle: Bundle, report: BackendReport, options: BackendOptions) -> Backend:
+def _open_onnxruntime(
+    path: Path, entry: EngineEntry, device: str, embed_dim: int, options: BackendOptions
+) -> Backend:
     from runtime.backends.onnx_session import OnnxSession
 
     if not options.prepack:
         logger.debug("onnxruntime: weights are not prepacked, so it opens sooner and runs longer")
     return OnnxSession(
-        bundle.file(report.entry.file),
-        device=report.device,
-        embed_dim=bundle.manifest.embed_dim,
-        profile=max(report.entry.profiles, key=lambda profile: profile[2]),
+        path,
+        device=device,
+        embed_dim=embed_dim,
+        profile=max(entry.profiles, key=lambda profile: profile[2]),
         threads=options.threads,
         prepack=options.prepack,
     )
 
 
-def _open_tensorrt(bundle: Bundle, report: BackendReport, options: BackendOptions) -> Backend:
+def _open_tensorrt(
+    path: Path, entry: EngineEntry, embed_dim: int, sha256: str, options: BackendOptions
+) -> Backend:
     from runtime.backends.tensorrt.engine_host import EngineFile
     from runtime.backends.tensorrt.session import TensorRtSession
 
-    entry = report.entry
     file = EngineFile(
-        path=bundle.file(entry.file),
+        path=path,
         entry=entry,
-        embed_dim=bundle.manifest.embed_dim,
-        sha256=bundle.manifest.files[entry.file].sha256,
+        embed_dim=embed_dim,
+        sha256=sha256,
         cache=cache_folder(options.cache_dir),
         allow_host_code=options.allow_engine_host_code,
         rtx_kernels=options.rtx_kernels,

@@ -195,7 +195,7 @@ def test_build_bundle__takes_the_graph_that_these_were_made_from(
     """A source that is refused whatever it holds would pass every test above."""
     onnx.save(vit(), tmp_path / "model.onnx")
     report = build_bundle(tmp_path / "model.onnx", tmp_path / "bundle", BundleOptions())
-    assert [hop.passed for hop in report.hops] == [True] * len(report.hops)
+    assert report.passed
     assert [phase.is_numeric for phase in report.phases].count(True) == 3
 
 

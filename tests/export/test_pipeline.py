@@ -61,12 +61,17 @@ def test_build_engine__writes_the_bundle_of_the_contract(bundle: Path) -> None:
     with np.load(bundle / "golden.npz", allow_pickle=False) as golden:
         assert golden["images"].shape == (16, 224, 224, 3)
         assert golden["logit"].dtype == np.float32
-    hops = json.loads((bundle / "parity" / "parity.json").read_text())["hops"]
-    assert [hop["status"] for hop in hops] == ["passed"] * len(hops)
-    *sizes, typed = hops
-    assert [hop["hop"].rpartition("batch ")[2] for hop in sizes] == ["1", "2", "3", "8", "32"]
+    report = json.loads((bundle / "parity" / "parity.json").read_text())
+    hops = {hop["hop"]: hop for hop in report["hops"]}
+    assert [
+        hops[key]["status"] for key in ("merged", "onnx-fp32", "fp16-emulated", "engine onnxruntime:cpu")
+    ] == ["compared"] * 4
+    assert hops["engine tensorrt-rtx"]["status"] == "skipped"
+    laws = [c["name"] for c in report["checks"] if c["hop"] == "engine onnxruntime:cpu"]
+    for size in (2, 3, 8, 9, 20, 32):
+        assert any(f"batch {size}" in name for name in laws), laws
     # FP16 weights are not FP32 weights: a hop that compared the FP32 graph with itself would show nothing.
-    assert 1e-5 < typed["max_abs_logit"] < 0.05
+    assert 1e-5 < hops["fp16-emulated"]["previous"]["abs_logit"]["max"] < 0.05
     assert manifest["provenance"]["tools"]["tensorrt-rtx-cu13-bindings"]
 
 
@@ -328,7 +333,8 @@ def test_build_bundle__takes_the_authors_file(
     monkeypatch.setattr(graph, "run_in_child", here)
     export_official(run_folder, tmp_path / "official.pth")
     report = build.build_bundle(tmp_path / "official.pth", tmp_path / "bundle", build.BundleOptions())
-    assert report.hops
+    assert report.gate.passed
+    assert report.gate.waterfall.hops[1].status == "compared"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bundle", "official.pth"]
     golden = read_golden(tmp_path / "bundle" / "golden.npz", 256)
     np.testing.assert_array_equal(golden.images, synthetic_mosaics())
@@ -342,20 +348,24 @@ def test_build_bundle__takes_the_authors_file(
 def test_build_bundle__compares_less_of_a_large_tower(
     vit: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from export import build
+    from export.build import BundleOptions, build_bundle
+    from export.steps import graph
+
+    def law_sizes(report: Any) -> set[str]:
+        laws = [check.name for check in report.gate.checks if check.hop == "onnx-fp32"]
+        return {name.rpartition("batch ")[2] for name in laws if "batch " in name}
 
     onnx.save(vit(), tmp_path / "model.onnx")
-    monkeypatch.setattr(build, "LARGE_PARAMETERS", 1000)
-    report = build.build_bundle(tmp_path / "model.onnx", tmp_path / "large", build.BundleOptions())
-    assert [(hop.hop[-7:], hop.count) for hop in report.hops[:-1]] == [
-        ("batch 1", 4), ("batch 2", 2), ("batch 3", 3)
-    ]  # fmt: skip
+    monkeypatch.setattr(graph, "LARGE_PARAMETERS", 1000)
+    report = build_bundle(tmp_path / "model.onnx", tmp_path / "large", BundleOptions())
+    assert len(report.gate.waterfall.pictures) == 4
+    assert law_sizes(report) == {"1", "2", "3"}
     # The golden set itself stays whole: the runtime's self-test uses all of it.
     assert len(read_golden(tmp_path / "large" / "golden.npz", 32).logit) == 16
     monkeypatch.undo()
-    report = build.build_bundle(tmp_path / "model.onnx", tmp_path / "small", build.BundleOptions())
-    sizes = [hop.hop.rpartition(" ")[2] for hop in report.hops[:5]]
-    assert sizes == ["1", "2", "3", "8", "32"]
+    report = build_bundle(tmp_path / "model.onnx", tmp_path / "small", BundleOptions())
+    assert len(report.gate.waterfall.pictures) == 16
+    assert law_sizes(report) == {"1", "2", "3", "8", "9", "20", "32"}
 
 
 def test_verify__names_the_damaged_file(copy: Path) -> None:
