@@ -18,7 +18,7 @@ from export.engine.builder import build_engine, require_buildable
 from export.engine.naming import slug_from_text
 from export.engine.options import BuildOptions
 from export.engines import StagedEngine, graph_name, staged_engine
-from export.precision.policy import PrecisionPolicy
+from export.precision.policy import policy_of_bundle
 from runtime.bundle import open_bundle
 from runtime.engine_entry import EngineEntry
 from runtime.errors import EngineLoadError, ParityError, UsageError
@@ -71,7 +71,7 @@ def add_backends(
             graph = opened.file(graph_name(options))
             golden = read_golden(opened.file(manifest.golden_file), manifest.embed_dim)
         slug = slug_from_text(name or str(manifest.raw["backbone"]["name"]))
-        options = replace(options, policy=_policy(manifest))
+        options = replace(options, policy=policy_of_bundle(manifest.raw["provenance"]))
         for backend in backends:
             built = build_engine(graph, folder / "new.engine", options, backend=backend)
             engine = staged_engine(built, slug)
@@ -83,12 +83,6 @@ def add_backends(
             built.path.unlink()
             added.append((entry, engine.state(found)))
     return added
-
-
-def _policy(manifest: Manifest) -> PrecisionPolicy:
-    """Returns what the bundle's FP16 graph was made with; what a bundle does not say is the default."""
-    stated = manifest.raw["provenance"].get("precision")
-    return PrecisionPolicy() if stated is None else PrecisionPolicy.from_json(stated.get("policy"))
 
 
 def _verified(engine: StagedEngine, manifest: Manifest, golden: Golden) -> tuple[str, str]:

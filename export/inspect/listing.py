@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from export.precision.policy import policy_of_bundle
 from runtime.errors import ManifestError
 from runtime.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, parse_manifest
 from runtime.names import printable_name
@@ -19,7 +20,8 @@ def bundle_listing(path: Path, found: FileEntry) -> dict[str, Any] | None:
 
     Returns:
         bundle, error (why the manifest cannot be used, None if it can), name (as listed, None if it is not),
-        intact (size and hash are as listed) and engines (the manifest's entries for this file).
+        intact (size and hash are as listed), engines (the manifest's entries for this file) and policy (what
+        stays FP32 in the bundle's FP16 graph; None where the manifest cannot be used).
     """
     folder = path.absolute().parent
     for root in (folder, folder.parent):
@@ -35,13 +37,15 @@ def _listing(root: Path, name: str, found: FileEntry) -> dict[str, Any]:
         "name": None,
         "intact": None,
         "engines": [],
+        "policy": None,
     }
     try:
         with (root / MANIFEST_NAME).open("rb") as stream:
             manifest = parse_manifest(stream.read(MAX_MANIFEST_BYTES + 1))
+        policy = policy_of_bundle(manifest.raw["provenance"])
     except (ManifestError, OSError) as err:
         return listing | {"error": str(err)}
     if name in manifest.files:
         engines = [entry.to_json() for entry in manifest.engines if entry.file == name]
         listing |= {"name": name, "intact": manifest.files[name] == found, "engines": engines}
-    return listing
+    return listing | {"policy": policy.to_json()}

@@ -45,6 +45,8 @@ def onnx_facts(path: Path) -> dict[str, Any]:
     beside = external_files(model)
     entries = hashed_files([path, *(path.parent / name for name in beside)])
     listing = bundle_listing(path, entries[0])
+    stated = listing["policy"] if listing else None
+    policy = PrecisionPolicy() if stated is None else PrecisionPolicy.from_json(stated)
     return {
         "schema": 1,
         "kind": "onnx",
@@ -66,7 +68,7 @@ def onnx_facts(path: Path) -> dict[str, Any]:
         "nodes_by_op": _counted(node.op_type for node in graph.node),
         "parts": _parts(graph),
         "weights_by_dtype": _weights_by_dtype(graph),
-        "weighted": _weighted(graph, precision_of),
+        "weighted": _weighted(graph, precision_of, policy),
         "layer_norms": sum(node.op_type == "LayerNormalization" for node in graph.node),
         "attention": [
             {"part": part_of(found.node)} | found.to_json() for found in find_attention(graph, precision_of)
@@ -175,9 +177,8 @@ def _weights_by_dtype(graph: GraphProto) -> dict[str, dict[str, int]]:
     return found
 
 
-def _weighted(graph: GraphProto, precision_of: Any) -> dict[str, Any]:
+def _weighted(graph: GraphProto, precision_of: Any, policy: PrecisionPolicy) -> dict[str, Any]:
     """Returns MatMul, Gemm and Conv by precision, and what the precision policy says about them."""
-    policy = PrecisionPolicy()
     nodes = [node for node in graph.node if node.op_type in WEIGHTED_OPS and node.output]
     precisions = {id(node): precision_of(node.output[0]) for node in nodes}
     by_op = {
@@ -191,7 +192,7 @@ def _weighted(graph: GraphProto, precision_of: Any) -> dict[str, Any]:
         if UNKNOWN in precisions.values()
         else policy.share([(node.name, precisions[id(node)] == "fp16") for node in nodes]),
         "kept_fp32": [node.name for node in nodes if policy.keeps_fp32(node.name)],
-        "policy": list(policy.fp32_nodes),
+        "policy": policy.to_json(),
     }
 
 

@@ -144,3 +144,18 @@ class PrecisionPolicy:
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def policy_of_bundle(provenance: dict[str, Any]) -> PrecisionPolicy:
+    """Returns what a bundle's FP16 graph was made with; one that does not say was made with the default.
+
+    Args:
+        provenance: of its manifest.
+
+    Raises:
+        ManifestError: it says something that is no policy.
+    """
+    stated = provenance.get("precision")
+    if stated is None:
+        return PrecisionPolicy()
+    return PrecisionPolicy.from_json(stated.get("policy") if isinstance(stated, dict) else stated)

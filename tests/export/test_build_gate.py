@@ -18,6 +18,7 @@ from export.build import BundleOptions, build_bundle
 from export.commands.build_engine import build_engine
 from export.engine.options import BuildOptions
 from export.extend import add_backends
+from export.inspect.onnx_graph import onnx_facts
 from export.precision.policy import PrecisionPolicy
 from runtime.console import run_cli
 from runtime.detector import Detector
@@ -88,7 +89,7 @@ def test_build__publishes_what_passed_with_its_reports(source: Path, tmp_path: P
         "engine onnxruntime:cuda": "skipped",
     }
     assert content["overflow_guard"]["status"] == "passed"
-    assert (tmp_path / "b" / "parity" / "report.html").read_bytes().startswith(b"<!DOCTYPE html>")
+    assert (tmp_path / "b" / "parity" / "report.html").read_bytes().startswith(b"<!doctype html>")
     assert b"<testsuites" in (tmp_path / "b" / "parity" / "junit.xml").read_bytes()
 
 
@@ -102,6 +103,10 @@ def test_build__refuses_an_overflow_and_the_advice_cures_it(tight: Path, tmp_pat
     assert report.passed
     manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
     assert manifest["provenance"]["precision"]["policy"]["fp32_blocks"] == [1]
+    shown = onnx_facts(tmp_path / "b" / "model_fp16.onnx")["weighted"]
+    assert shown["policy"]["fp32_blocks"] == [1]
+    assert shown["fp16_share"] == 1.0
+    assert {name.partition("/")[0] for name in shown["kept_fp32"]} == {"block_1", "projection", "head"}
 
 
 def test_build__writes_what_failed_marked_when_asked(tight: Path, tmp_path: Path) -> None:
