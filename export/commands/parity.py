@@ -8,8 +8,9 @@ from pathlib import Path
 
 import click
 
+from export.commands.bisect_options import bisect_options, located, repaired
 from runtime.console import print_json, verbosity_option
-from runtime.errors import DataError, GateFailedError, UsageError
+from runtime.errors import DataError, DgsNetError, GateFailedError, UsageError
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -37,6 +38,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--json-file", type=_FILE, help="write the report as JSON")
 @click.option("--html-file", type=_FILE, help="write the report as one page")
 @click.option("--junit-file", type=_FILE, help="write the report as JUnit XML")
+@bisect_options
 @verbosity_option
 def parity(
     bundle: Path,
@@ -54,6 +56,11 @@ def parity(
     json_file: Path | None,
     html_file: Path | None,
     junit_file: Path | None,
+    bisect: bool,
+    repair: bool,
+    drop_engines: bool,
+    bisect_pictures: int,
+    bisect_evaluations: int,
 ) -> None:
     """Says whether BUNDLE would judge otherwise than the model it was made from, and at which step.
 
@@ -73,24 +80,38 @@ def parity(
         if path is not None and not path.resolve().parent.is_dir():
             raise UsageError(f"{path}: its folder does not exist; make it first")
     source = None if checkpoint is None else CheckpointSource(checkpoint)
-    report = bundle_gate(
-        bundle,
-        source,
-        data,
-        limits={
-            "max_abs_logit": max_abs_logit,
-            "max_abs_logit_fp32": max_abs_logit_fp32,
-            "max_hard_flips": max_hard_flips,
-            "max_ap_drop": max_ap_drop,
-            "max_flip_bound": max_flip_bound,
-        },
-        options=GateOptions(
-            backends=tuple(name.strip() for value in backends for name in value.split(",") if name.strip()),
-            batch=batch_size,
-            command=("python", "-m", "export", *sys.argv[1:]),
-        ),
+    limits: dict[str, float | int | None] = {
+        "max_abs_logit": max_abs_logit,
+        "max_abs_logit_fp32": max_abs_logit_fp32,
+        "max_hard_flips": max_hard_flips,
+        "max_ap_drop": max_ap_drop,
+        "max_flip_bound": max_flip_bound,
+    }
+    options = GateOptions(
+        backends=tuple(name.strip() for value in backends for name in value.split(",") if name.strip()),
+        batch=batch_size,
+        command=("python", "-m", "export", *sys.argv[1:]),
     )
+    report = bundle_gate(bundle, source, data, limits=limits, options=options)
+    found = located(
+        bundle, source, report, bisect=bisect, repair=repair, drop_engines=drop_engines,
+        bisect_pictures=bisect_pictures, bisect_evaluations=bisect_evaluations,
+    )  # fmt: skip
+    repair_error, trade_off = None, None
+    if repair and found is not None:
+        try:
+            done = repaired(
+                bundle, source, data, report, found, limits=limits, options=options, drop_engines=drop_engines
+            )
+        except DgsNetError as err:
+            repair_error = err  # raised after the report, which says why
+        else:
+            report, trade_off = done or (report, None)
     content = report.to_json()
+    if found is not None:
+        content["bisect"] = found.to_json()
+    if trade_off is not None:
+        content["repair"] = trade_off.to_json()
     if json_file is not None:
         write_atomically(json_file, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     if junit_file is not None:
@@ -98,12 +119,18 @@ def parity(
     if html_file is not None:
         from export.parity.page.document import html_page
 
-        write_atomically(html_file, html_page(report))
+        write_atomically(html_file, html_page(report, [] if found is None else found.page_rows()))
     if as_json:
         print_json(content)
     else:
         for line in report.lines():
             click.echo(line)
+        for line in [] if found is None else found.lines():
+            click.echo(line)
+        for line in [] if trade_off is None else trade_off.lines():
+            click.echo(line)
+    if repair_error is not None:
+        raise repair_error
     if not report.passed:
         raise GateFailedError(f"parity: {len(report.failed)} checks failed, first: {report.failed[0].line()}")
     if require_all:
