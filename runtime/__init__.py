@@ -20,6 +20,7 @@ _HOMES = {
     "UsageError": "runtime.errors",
     "SpecError": "runtime.errors",
     "ImageError": "runtime.errors",
+    "ImageReadError": "runtime.errors",
     "DataError": "runtime.errors",
     "CheckpointError": "runtime.errors",
     "ManifestError": "runtime.errors",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from runtime.errors import EngineLoadError as EngineLoadError
     from runtime.errors import GateFailedError as GateFailedError
     from runtime.errors import ImageError as ImageError
+    from runtime.errors import ImageReadError as ImageReadError
     from runtime.errors import ManifestError as ManifestError
     from runtime.errors import MissingDependencyError as MissingDependencyError
     from runtime.errors import ParityError as ParityError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import NoReturn
 
 import click
@@ -26,4 +27,6 @@ for command in (predict, bench, info, selftest):
 
 def main() -> NoReturn:
     """Runs the command line and exits with its code."""
+    # Pillow warns of damaged metadata beside intact pixels, in two lines with the path of its own source.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     run_cli(cli, "python -m runtime")

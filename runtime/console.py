@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from runtime.errors import EXIT_BAD_INPUT, EXIT_ENVIRONMENT, DgsNetError
+from runtime.names import printable_name
 
 logger = logging.getLogger("dgsnet")
 
@@ -36,7 +37,8 @@ def run_cli(command: click.Command, program: str) -> NoReturn:
         # Not command.main(): it turns a closed pipe into exit code 1, which here means that a gate failed.
         with command.make_context(program, arguments) as context:
             code = command.invoke(context)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it was closed before the start (>&-)
+            sys.stdout.flush()
     except click.exceptions.Exit as err:
         sys.exit(err.exit_code)
     except DgsNetError as err:
@@ -63,7 +65,7 @@ def run_cli(command: click.Command, program: str) -> NoReturn:
     except OSError as err:
         if debug:
             raise
-        place = f"{err.filename}: " if err.filename else ""
+        place = f"{printable_name(os.fsdecode(err.filename))}: " if err.filename else ""
         click.echo(
             f"error: {place}{err.strerror or err}; check the path, its permissions and free space", err=True
         )

@@ -88,6 +88,9 @@ class EngineEntry:
         for key, allowed in (("backend", BACKENDS), ("precision", PRECISIONS), ("verified", VERIFIED)):
             if entry[key] not in allowed:
                 raise SpecError(f"engines.{file}.{key}: found {entry[key]!r}, expected one of {allowed}")
+        for key in ("profiles", "targets"):
+            if not isinstance(entry[key], list):
+                raise SpecError(f"engines.{file}.{key}: found {entry[key]!r:.80}, expected a list")
         profiles = tuple(_profile(file, profile) for profile in entry["profiles"])
         built_on = [entry[key] for key in ("gpu", "driver") if entry[key] is not None]
         texts = [entry["version"], *entry["targets"], *built_on]

@@ -41,6 +41,12 @@ class ImageError(DgsNetError):
     code = "image"
 
 
+class ImageReadError(ImageError):
+    """The bytes of one picture could not be had: permissions, a drive, memory. Another try may succeed."""
+
+    code = "image-read"
+
+
 class DataError(DgsNetError):
     """A data set on disk is incomplete, inconsistent or unusable."""
 

@@ -37,32 +37,36 @@ class Golden:
     embedding: NDArray[np.float32]
 
 
-def read_golden(path: str | os.PathLike[str], embed_dim: int, limit: int | None = None) -> Golden:
+def read_golden(
+    path: str | os.PathLike[str], embed_dim: int, limit: int | None = None, *, count: int | None = None
+) -> Golden:
     """Reads golden.npz; nothing is unpacked before its declared type and shape have been checked.
 
     Args:
         path: the file.
         embed_dim: width D that the manifest states.
         limit: read this many rows at most; None reads all.
+        count: how many rows the manifest states; None where it states none.
 
     Raises:
         ManifestError: not such a file, or with arrays of another type or shape.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            images = _read_rows(archive, INPUT_NAME, np.uint8, (MOSAIC_SIDE, MOSAIC_SIDE, 3), limit)
-            logit = _read_rows(archive, LOGIT_NAME, np.float32, (), limit)
-            embedding = _read_rows(archive, EMBEDDING_NAME, np.float32, (embed_dim,), limit)
+            images, held = _read_rows(archive, INPUT_NAME, np.uint8, (MOSAIC_SIDE, MOSAIC_SIDE, 3), limit)
+            logit, logits_held = _read_rows(archive, LOGIT_NAME, np.float32, (), limit)
+            embedding, embeddings_held = _read_rows(archive, EMBEDDING_NAME, np.float32, (embed_dim,), limit)
     except ManifestError as err:
         raise ManifestError(f"{path}: {err}; rebuild the bundle") from err
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as err:
         raise ManifestError(f"{path}: not a readable npz ({' '.join(str(err).split())}); rebuild it") from err
     except (NotImplementedError, RuntimeError) as err:
         raise ManifestError(f"{path}: found encrypted or unusual zip members ({err}); rebuild it") from err
-    if not len(images) == len(logit) == len(embedding):
+    if not held == logits_held == embeddings_held == (held if count is None else count):
+        stated = "" if count is None else f", {count} as the manifest states"
         raise ManifestError(
-            f"{path}: found {len(images)} images, {len(logit)} logits and {len(embedding)} embeddings, "
-            "expected one of each per row; rebuild the bundle"
+            f"{path}: found {held} images, {logits_held} logits and {embeddings_held} embeddings, "
+            f"expected as many of each{stated}; rebuild the bundle"
         )
     if not (np.isfinite(logit).all() and np.isfinite(embedding).all()):
         raise ManifestError(f"{path}: found NaN or infinite reference values; rebuild the bundle")
@@ -71,7 +75,8 @@ def read_golden(path: str | os.PathLike[str], embed_dim: int, limit: int | None 
 
 def _read_rows(
     archive: zipfile.ZipFile, name: str, dtype: Any, row: tuple[int, ...], limit: int | None
-) -> NDArray[Any]:
+) -> tuple[NDArray[Any], int]:
+    """Returns the first rows of an array, and how many it holds."""
     member = archive.getinfo(f"{name}.npy")
     # zipfile unpacks these two piece by piece; of bzip2 and LZMA it unpacks whatever a block holds.
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -91,7 +96,7 @@ def _read_rows(
         content = stream.read(rows * row_bytes)
     if len(content) != rows * row_bytes:
         raise ManifestError(f"{name}: it ends after {len(content)} of {rows * row_bytes} bytes")
-    return np.frombuffer(content, dtype=dtype).reshape((rows, *row))
+    return np.frombuffer(content, dtype=dtype).reshape((rows, *row)), shape[0]
 
 
 def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, str]:

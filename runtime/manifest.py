@@ -56,6 +56,7 @@ class Manifest:
     engines: tuple[EngineEntry, ...]
     digest: str
     raw: dict[str, Any]
+    golden_count: int | None = None  # older bundles do not state it
 
 
 def canonical_json(value: object) -> bytes:
@@ -149,12 +150,17 @@ def _check_schema(content: dict[str, Any]) -> None:
 def _checked(content: dict[str, Any]) -> Manifest:
     if content["classes"] != list(CLASSES):
         raise SpecError(f"classes: found {content['classes']!r}, expected {list(CLASSES)}")
+    if not isinstance(content["engines"], list):
+        raise SpecError(f"engines: found {type(content['engines']).__name__}, expected a list")
     files = {checked_name(name): _file_entry(name, entry) for name, entry in content["files"].items()}
     engines = tuple(_engine_entry(entry, files) for entry in content["engines"])
     golden = content["golden"]
     if not {"file", "reference"} <= set(golden) <= {"file", "reference", "count"}:
         raise SpecError(f"golden: found keys {sorted(golden)}, expected file, reference and count")
     golden_file = checked_name(golden["file"])
+    golden_count = golden.get("count")
+    if golden_count is not None and (type(golden_count) is not int or golden_count < 1):
+        raise SpecError(f"golden.count: found {golden_count!r:.80}, expected a number of images")
     if len({(engine.file, engine.targets) for engine in engines}) != len(engines):
         raise SpecError("engines: one engine is listed twice for the same targets")
     backbone, provenance = content["backbone"], content["provenance"]
@@ -178,6 +184,7 @@ def _checked(content: dict[str, Any]) -> Manifest:
         engines=engines,
         digest=content["digest"],
         raw=content,
+        golden_count=golden_count,
     )
 
 
@@ -203,6 +210,8 @@ def _embed_dim(graph: dict[str, Any]) -> int:
 
 
 def _file_entry(name: str, entry: dict[str, Any]) -> FileEntry:
+    if not isinstance(entry, dict) or set(entry) != {"sha256", "size"}:
+        raise SpecError(f"files.{name}: found {entry!r:.80}, expected sha256 and size")
     sha256, size = entry["sha256"], entry["size"]
     if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
         raise SpecError(f"files.{name}.sha256: found {sha256!r}, expected 64 lower-case hex digits")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from runtime.decode import DecodeLimits
 from runtime.detection import Detection, ItemError
-from runtime.errors import DgsNetError, ImageError
+from runtime.errors import DgsNetError, ImageReadError
 from runtime.names import printable_name
 from runtime.pictures import mosaic_from_picture
 from runtime.spec import PERMUTATION
@@ -74,7 +74,7 @@ def prepare(item: Source, options: PreparationOptions) -> Prepared | Detection:
         return Detection.failed(path, err)
     except MemoryError:
         name = printable_name(path) if path is not None else "item"
-        return Detection.failed(path, ImageError(f"{name}: not enough memory to decode it"))
+        return Detection.failed(path, ImageReadError(f"{name}: not enough memory to decode it"))
     except Exception as err:  # a caller's own file object or path type may raise anything
         logger.debug("unexpected error while preparing an item", exc_info=True)
         reason = " ".join(f"{type(err).__name__}: {err}".split())[:300]

@@ -2,6 +2,7 @@
 
 A line is the object of ``Detection.to_json`` with three more keys: ``size`` (bytes) and ``mtime_ns`` of the
 file when it was read, null for what is no file, and ``bundle``, the first 16 digits of the bundle's digest.
+A picture that changed, or was tried again, has several lines: the last one counts.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ _DIGEST_BYTES = 16
 _BUNDLE_DIGITS = 16
 # What stays true of a file as long as the file is the same; any other error is tried again.
 _LASTING_ERROR = ImageError.code
+# How every line begins, and more bytes than any has.
+_START = b'{"schema": '
+_MAX_LINE_BYTES = 1 << 26
 
 
 class FileState(NamedTuple):
@@ -76,8 +80,8 @@ class ResultsFile:
         held: what the file held when it was opened.
 
     Raises:
-        UsageError: the file exists and neither was asked for, another process writes to it, or it was written
-            with another bundle.
+        UsageError: the file exists and neither was asked for, it is no regular file, another process writes
+            to it, or it was written with another bundle.
         DataError: a line of it is no result.
         OSError: it cannot be written.
     """
@@ -89,6 +93,11 @@ class ResultsFile:
             os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0
         )
         try:
+            if not stat.S_ISREG(os.fstat(self._stream.fileno()).st_mode):
+                raise UsageError(
+                    f"{_name(path)}: found a device, pipe or socket, expected a regular file; for a pipe "
+                    "leave out --output and take --json"
+                )
             self._lock()
             if overwrite:
                 self._stream.truncate(0)
@@ -117,8 +126,14 @@ class ResultsFile:
         extra = {"size": state.size, "mtime_ns": state.mtime_ns, "bundle": self._bundle}
         line = json.dumps(detection.to_json() | extra, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         rest = memoryview(line)
-        while rest:
-            rest = rest[self._stream.write(rest) :]
+        try:
+            while rest:
+                rest = rest[self._stream.write(rest) :]
+            self._sync_now_and_then()
+        except OSError as err:
+            raise OSError(err.errno, err.strerror, str(self._path)) from err
+
+    def _sync_now_and_then(self) -> None:
         if time.monotonic() - self._synced >= _SYNC_SECONDS:
             os.fsync(self._stream.fileno())
             self._synced = time.monotonic()
@@ -143,9 +158,12 @@ class ResultsFile:
         self._stream.seek(0)
         # A second reader with a buffer: reading line by line from a raw stream takes a call a byte.
         with open(self._stream.fileno(), "rb", closefd=False) as reader:
-            for number, line in enumerate(reader, start=1):
+            # By length, not by iteration: any file may be named here, even one without a line break.
+            lines = iter(lambda: reader.readline(_MAX_LINE_BYTES), b"")
+            for number, line in enumerate(lines, start=1):
                 if not line.endswith(b"\n"):
-                    break  # torn by a kill: it is cut off below and its picture judged again
+                    self._check_torn(line, number)
+                    break  # it is cut off below and its picture judged again
                 end += len(line)
                 row = self._row(line, number)
                 if row["bundle"] != self._bundle:
@@ -174,10 +192,19 @@ class ResultsFile:
             if row["error"] is not None:
                 row["error"]["code"]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error) as err:
-            raise DataError(
-                f"{_name(self._path)}: line {number} is no result of predict --output; choose another file"
-            ) from err
+            raise self._foreign(number) from err
         return dict(row)
+
+    def _check_torn(self, line: bytes, number: int) -> None:
+        """Refuses a last line that no kill can have left: cutting it off would destroy somebody's file."""
+        written = line.rstrip(b"\0")  # a power cut leaves zeros where the rest was to go
+        if len(line) >= _MAX_LINE_BYTES or not (written.startswith(_START) or _START.startswith(written)):
+            raise self._foreign(number)
+
+    def _foreign(self, number: int) -> DataError:
+        return DataError(
+            f"{_name(self._path)}: line {number} is no result of predict --output; choose another file"
+        )
 
 
 def _row_name(row: dict[str, Any]) -> bytes:

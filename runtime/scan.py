@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import IO, NamedTuple
 
+from runtime.errors import UsageError
 from runtime.names import printable_name
 
 logger = logging.getLogger("dgsnet.scan")
@@ -19,7 +20,11 @@ SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".gif", ".bmp", ".dib", ".tif",
     ".tiff", ".jp2", ".j2k", ".pbm", ".pgm", ".ppm", ".pnm",
 })  # fmt: skip
+# Pictures that need a plug-in of Pillow: taken out of a folder too, so that without it they are errors that
+# name it, and not skipped without a word.
+_PLUG_IN_SUFFIXES = frozenset({".heic", ".heif"})
 _BLOCK_BYTES = 65536
+_MAX_NAME_BYTES = 1 << 20
 
 
 def expand_paths(
@@ -45,7 +50,11 @@ def expand_paths(
 
 
 def read_names(stream: IO[bytes], *, nul: bool = False) -> Iterator[str]:
-    """Yields the names on a binary stream as they arrive; empty ones are skipped, any bytes are allowed."""
+    """Yields the names on a binary stream as they arrive; empty ones are skipped, any bytes are allowed.
+
+    Raises:
+        UsageError: a name has no end.
+    """
     separator = b"\0" if nul else b"\n"
     rest = b""
     # read1 gives what is there, so that a slow producer's names are not held back.
@@ -53,6 +62,13 @@ def read_names(stream: IO[bytes], *, nul: bool = False) -> Iterator[str]:
     while block := read(_BLOCK_BYTES):
         *complete, rest = (rest + block).split(separator)
         yield from (os.fsdecode(name) for name in complete if name)
+        if len(rest) > _MAX_NAME_BYTES:
+            end = (
+                "NUL; leave out -0 if they end with line breaks"
+                if nul
+                else "line break; add -0 if NUL ends them"
+            )
+            raise UsageError(f"-: found {_MAX_NAME_BYTES} bytes on standard input without a {end}")
     if rest:
         yield os.fsdecode(rest)
 
@@ -116,4 +132,5 @@ def _listing(folder: bytes, recursive: bool) -> Iterator[_Entry]:
 
 
 def _is_picture_name(name: bytes) -> bool:
-    return os.fsdecode(os.path.splitext(name)[1]).lower() in SUFFIXES
+    suffix = os.fsdecode(os.path.splitext(name)[1]).lower()
+    return suffix in SUFFIXES or suffix in _PLUG_IN_SUFFIXES

@@ -15,8 +15,8 @@ TOLERANCES = {
     # weights computed in FP32 differ by 0.0073.
     "fp16_max_abs_logit": 0.05,
     # Smallest cosine between two forms' embeddings of one picture.
-    # fp32: measured 1 - 3e-11 on the demo's 432 pictures and on ViT-B/32 (python -m benchmarks parity). What it
-    # must tell apart: every LayerNorm epsilon at 1e-6 for 1e-5 gives 1 - 3e-8 (random weights) to 1 - 3e-7
+    # fp32: measured 1 - 3e-11 on the demo's 432 pictures and on ViT-B/32 (python -m benchmarks parity). What
+    # it must tell apart: every LayerNorm epsilon at 1e-6 for 1e-5 gives 1 - 3e-8 (random weights) to 1 - 3e-7
     # (demo), with differences of logits from 9e-5, which the limit on logits lets pass.
     # fp16: emulated FP16 gives 1 - 1e-6 on the demo.
     "fp32_min_cosine": 1 - 1e-9,

@@ -26,6 +26,7 @@ from typing import Any
 
 from export.bundle.hashing import copy_hashed
 from export.bundle.lock import bundle_lock
+from runtime.engine_entry import EngineEntry
 from runtime.engine_journal import (
     JOURNAL_NAME,
     STAGING_PREFIX,
@@ -40,7 +41,6 @@ from runtime.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     PARITY_FOLDER,
-    EngineEntry,
     FileEntry,
     Manifest,
     checked_name,

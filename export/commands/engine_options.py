@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from runtime.engine_entry import BACKENDS, HARDWARE_LEVELS
 from runtime.errors import UsageError
-from runtime.manifest import BACKENDS, HARDWARE_LEVELS
 
 if TYPE_CHECKING:
     from export.engine.options import BuildOptions

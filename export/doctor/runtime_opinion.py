@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from runtime.decision import Decision
+from runtime.engine_entry import EngineEntry
 from runtime.errors import MissingDependencyError
-from runtime.manifest import EngineEntry, Manifest
+from runtime.manifest import Manifest
 from runtime.selection import select_engine
 from runtime.spec import Preprocessing
 

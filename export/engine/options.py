@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from export.precision.policy import PrecisionPolicy
+from runtime.engine_entry import HARDWARE_LEVELS, MAX_BATCH, PRECISIONS, EngineEntry
 from runtime.errors import UsageError
-from runtime.manifest import HARDWARE_LEVELS, MAX_BATCH, PRECISIONS, EngineEntry
 
 BATCH_1_PROFILE = (1, 1, 1)
 HIGHEST_OPTIMIZATION_LEVEL = 5

@@ -7,7 +7,8 @@ from typing import Any
 
 from export.inspect.hashes import hashed_files
 from runtime.bundle import open_bundle
-from runtime.manifest import EngineEntry, Manifest
+from runtime.engine_entry import EngineEntry
+from runtime.manifest import Manifest
 from runtime.names import printable_name
 
 _STATES = {

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from export.onnx_checks import check_contract
 from export.onnx_files import require_onnx
 from runtime.backends.base import Backend
+from runtime.engine_entry import MAX_BATCH
 from runtime.errors import EngineLoadError, MissingDependencyError, UsageError
-from runtime.manifest import MAX_BATCH
 from runtime.spec import EMBEDDING_NAME, INPUT_NAME, LOGIT_NAME
 
 if TYPE_CHECKING:

@@ -30,6 +30,8 @@ class OnnxSession(Backend):
         threads: CPU threads inside one operator; None leaves it to ONNX Runtime (one per core).
         prepack: whether weights are reordered at open for the CPU's kernels. Without it a session opens in a
             fraction of the time and each run takes longer: right for a handful of pictures.
+        spin: whether its threads keep their cores while they wait for work. It makes runs shorter, but slows
+            down whatever else needs those cores.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
@@ -46,13 +48,14 @@ class OnnxSession(Backend):
         profile: tuple[int, int, int],
         threads: int | None = None,
         prepack: bool = True,
+        spin: bool = True,
     ) -> None:
         super().__init__(f"onnxruntime:{device}", embed_dim, profile)
         if threads is not None and threads < 1:
             raise UsageError(f"threads: found {threads}, expected at least 1")
         self._path = os.fspath(path)
         self._session: onnxruntime.InferenceSession | None = _open_session(
-            self._path, device, threads, prepack=prepack
+            self._path, device, threads, prepack=prepack, spin=spin
         )
         self._check_contract(self._session)
 
@@ -87,7 +90,7 @@ class OnnxSession(Backend):
                 )
 
 
-def _open_session(path: str, device: str, threads: int | None, *, prepack: bool) -> Any:
+def _open_session(path: str, device: str, threads: int | None, *, prepack: bool, spin: bool) -> Any:
     try:
         import onnxruntime
     except ImportError as err:
@@ -100,6 +103,8 @@ def _open_session(path: str, device: str, threads: int | None, *, prepack: bool)
         options.intra_op_num_threads = threads
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
+    if not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = onnxruntime.InferenceSession(path, options, providers=[PROVIDERS[device]])
     except Exception as err:  # ONNX Runtime's exceptions share no base class below Exception

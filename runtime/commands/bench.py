@@ -12,6 +12,8 @@ from runtime.commands.options import BUNDLE, engine_options, opening_arguments, 
 from runtime.console import Progress, print_json, verbosity_option
 from runtime.errors import UsageError
 
+_MAX_SYNTHETIC_PIXELS = 200_000_000  # what a picture may have by default
+
 
 def _batch_list(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, ...]:
     if value is None:
@@ -28,6 +30,8 @@ def _size(_context: click.Context, _parameter: click.Parameter, value: str) -> t
         raise UsageError(f"--size: found {value!r}, expected WIDTHxHEIGHT of at least 32x32")
     if max(int(width), int(height)) > 65_500:
         raise UsageError(f"--size: found {value!r}, a JPEG has at most 65500 pixels a side")
+    if int(width) * int(height) > _MAX_SYNTHETIC_PIXELS:
+        raise UsageError(f"--size: found {value!r}, expected at most {_MAX_SYNTHETIC_PIXELS} pixels in all")
     return int(width), int(height)
 
 

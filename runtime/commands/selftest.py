@@ -26,7 +26,8 @@ def selftest(bundle: str, as_json: bool, **options: Any) -> int:
 
     with Detector.open(bundle, **opening_arguments(options | {"no_selftest": True})) as detector:
         manifest, report = detector.bundle.manifest, detector.backend_report
-        golden = read_golden(detector.bundle.file(manifest.golden_file), manifest.embed_dim)
+        path = detector.bundle.file(manifest.golden_file)
+        golden = read_golden(path, manifest.embed_dim, count=manifest.golden_count)
         tolerance = manifest_tolerance(manifest, report.entry.precision)
         profiles = report.entry.profiles
         checks = []

@@ -51,10 +51,14 @@ def table_writer() -> Callable[[Detection], None]:
 
 
 def csv_writer() -> Callable[[Detection], None]:
-    """Prints the header and returns what prints one row."""
-    click.echo(",".join(_CSV_COLUMNS))
+    """Returns what prints one row; the header comes before the first."""
+    header = ",".join(_CSV_COLUMNS)
 
     def show(detection: Detection) -> None:
+        nonlocal header
+        if header:
+            click.echo(header)
+            header = ""
         row: dict[str, Any] = detection.to_json()
         for part, names in (("ms", ("decode", "select", "infer")), ("error", ("code", "message"))):
             values = row.pop(part) or {}
@@ -62,7 +66,9 @@ def csv_writer() -> Callable[[Detection], None]:
                 column = f"{name}_ms" if part == "ms" else f"error_{name}"
                 row[column] = values.get(name)
         line = io.StringIO()
-        csv.writer(line, lineterminator="").writerow([row[column] for column in _CSV_COLUMNS])
-        click.echo(line.getvalue())
+        # Its default end of line, cut off: before Python 3.13 a line break inside a name is quoted only if it
+        # is among the characters of the terminator.
+        csv.writer(line).writerow([row[column] for column in _CSV_COLUMNS])
+        click.echo(line.getvalue().removesuffix("\r\n"))
 
     return show

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import IO, TYPE_CHECKING
 
 from runtime.decode.text import one_line
-from runtime.errors import ImageError
+from runtime.errors import ImageError, ImageReadError
 
 if TYPE_CHECKING:
     from PIL import ImageFile
@@ -34,13 +34,18 @@ def identified(stream: IO[bytes], name: str) -> ImageFile.ImageFile:
 
     Raises:
         ImageError: empty, of no known format, or with a damaged header.
+        ImageReadError: the stream fails, or memory is short.
     """
     from PIL import Image
 
-    prefix = stream.read(16)
+    try:
+        prefix = stream.read(16)
+    except OSError as err:
+        raise unreadable(err, name) from err
     if not prefix:
         raise ImageError(f"{name}: found an empty file, expected a picture; get the file again")
     Image.preinit()
+    looks_like = ""
     for format_name in FORMATS:
         if format_name not in Image.OPEN:
             Image.init()
@@ -52,11 +57,19 @@ def identified(stream: IO[bytes], name: str) -> ImageFile.ImageFile:
         image = _read_header(factory, stream, format_name, name)
         if image is not None:
             return image
+        looks_like = format_name
     if prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIC_BRANDS:
         image = _read_header(_heif_reader(name), stream, "HEIF", name)
         if image is not None:
             return image
+    if looks_like:
+        raise ImageError(f"{name}: truncated or damaged {looks_like} header; get it again")
     raise ImageError(f"{name}: not a picture that can be read, expected one of {', '.join(FORMATS)}")
+
+
+def unreadable(err: OSError, name: str) -> ImageReadError:
+    """Returns the error of a file that opened and cannot be read: a bad disk, a network drive that left."""
+    return ImageReadError(f"{name}: cannot be read ({err.strerror or one_line(err)}); check its drive")
 
 
 def _is_accepted(accept: Callable[[bytes], bool | str], prefix: bytes) -> bool:
@@ -96,8 +109,10 @@ def _read_header(
     except (SyntaxError, IndexError, TypeError, KeyError, struct.error):
         return None  # what readers raise for "looks like mine but is not"
     except MemoryError as err:
-        raise ImageError(f"{name}: not enough memory to read its {format_name} header") from err
+        raise ImageReadError(f"{name}: not enough memory to read its {format_name} header") from err
     except Exception as err:
+        if isinstance(err, OSError) and err.errno is not None:  # Pillow's own have no number
+            raise unreadable(err, name) from err
         raise ImageError(f"{name}: damaged {format_name} header ({one_line(err)}); get it again") from err
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from runtime.decode.colour import conversion_for
 from runtime.decode.text import one_line
-from runtime.errors import ImageError
+from runtime.errors import ImageError, ImageReadError
 from runtime.spec import PATCH_SIDE
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class PillowPixels:
         try:
             pixels = np.asarray(self._rgb(_part(self._image, (columns[0], rows[0], columns[1], rows[1]))))
         except MemoryError as err:
-            raise ImageError(f"{self._name}: not enough memory for {width} x {height} pixels") from err
+            raise ImageReadError(f"{self._name}: not enough memory for {width} x {height} pixels") from err
         except Exception as err:  # a palette may lie about its length, a mode may have no way to RGB
             raise ImageError(f"{self._name}: its pixels cannot become RGB ({one_line(err)})") from err
         if self._flip_rows:
@@ -112,7 +112,7 @@ class PillowPixels:
         try:
             pixels = np.empty((self.height, self.width, 3), np.uint8)
         except MemoryError as err:
-            raise ImageError(
+            raise ImageReadError(
                 f"{self._name}: not enough memory for {self.width} x {self.height} pixels"
             ) from err
         rows = max(1, _BAND_PIXELS // self.width)

@@ -10,12 +10,12 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.decode.formats import identified, pillow_limit_silenced
+from runtime.decode.formats import identified, pillow_limit_silenced, unreadable
 from runtime.decode.limits import MAX_PIXELS, MAX_SIDE, DecodeLimits
 from runtime.decode.pillow_pixels import PillowPixels
 from runtime.decode.streams import buffered, open_regular
 from runtime.decode.text import one_line
-from runtime.errors import ImageError
+from runtime.errors import ImageError, ImageReadError
 from runtime.names import printable_name
 from runtime.pixels import ArrayPixels
 
@@ -137,8 +137,10 @@ def _loaded(image: Image.Image, name: str, limits: DecodeLimits) -> PillowPixels
             image.load()
     except MemoryError as err:
         width, height = image.size
-        raise ImageError(f"{name}: not enough memory for {width} x {height} pixels") from err
+        raise ImageReadError(f"{name}: not enough memory for {width} x {height} pixels") from err
     except Exception as err:  # on hostile bytes decoders raise anything, down to KeyError and SyntaxError
+        if isinstance(err, OSError) and err.errno is not None:  # Pillow's own have no number
+            raise unreadable(err, name) from err
         if image.format not in _DECODED_IN_ORDER or not _is_truncation(err):
             raise ImageError(f"{name}: truncated or damaged picture ({one_line(err)}); get it again") from err
         if not limits.allow_truncated:

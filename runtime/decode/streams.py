@@ -8,14 +8,15 @@ import stat
 from typing import IO, Any
 
 from runtime.decode.text import one_line
-from runtime.errors import ImageError
+from runtime.errors import ImageError, ImageReadError
 
 
 def open_regular(path: str, name: str) -> IO[bytes]:
     """Opens a file for reading.
 
     Raises:
-        ImageError: it is missing, a folder, a pipe or unreadable; the message names it.
+        ImageError: it is missing, a folder or a pipe; the message names it.
+        ImageReadError: it cannot be opened.
     """
     try:
         mode = os.stat(path).st_mode
@@ -29,19 +30,20 @@ def open_regular(path: str, name: str) -> IO[bytes]:
         raise ImageError(f"{name}: no such file; check the path") from err
     except (OSError, ValueError) as err:
         reason = getattr(err, "strerror", None) or str(err)
-        raise ImageError(f"{name}: cannot be opened ({reason}); check its name and permissions") from err
+        raise ImageReadError(f"{name}: cannot be opened ({reason}); check its name and permissions") from err
 
 
 def buffered(stream: Any, name: str) -> IO[bytes]:
     """Returns what is left in a binary stream, in memory: it may be a socket, which cannot go back.
 
     Raises:
-        ImageError: it fails, or reads text.
+        ImageError: it reads text.
+        ImageReadError: it fails.
     """
     try:
         content = stream.read()
     except (OSError, ValueError) as err:
-        raise ImageError(f"{name}: cannot be read ({one_line(err)}); open it again") from err
+        raise ImageReadError(f"{name}: cannot be read ({one_line(err)}); open it again") from err
     if not isinstance(content, bytes):
         raise ImageError(f"{name}: it reads {type(content).__name__}, expected bytes; open it with 'rb'")
     return io.BytesIO(content)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import ManifestError, SelfTestError
 from runtime.manifest import Manifest
-from runtime.tolerances import logit_tolerance
+from runtime.tolerances import TOLERANCES, logit_tolerance
 
 # How far away another row's reference is looked for. A batch repeats the golden images, 16 by default, and in
 # a reversed one the rows of the middle are close to where they should be.
@@ -111,12 +111,13 @@ def require(check: Check) -> None:
 
 
 def manifest_tolerance(manifest: Manifest, precision: str) -> float:
-    """Returns the tolerance on logits that the bundle was made with.
+    """Returns the tolerance on logits: the stricter of the bundle's and this version's.
 
     Raises:
         ManifestError: the manifest states none for ``precision``.
     """
     try:
-        return logit_tolerance(manifest.tolerances, precision)
+        stated = logit_tolerance(manifest.tolerances, precision)
     except KeyError as err:
         raise ManifestError(f"manifest.json: tolerances has no {err.args[0]}; rebuild the bundle") from err
+    return min(stated, logit_tolerance(TOLERANCES, precision))

@@ -33,11 +33,12 @@ def self_test_at_open(
         stamp = Stamp(manifest, report, cache_dir)
         if not stamp.exists():
             logger.info("first use of engine %s on this machine: running the full self-test", report.engine)
-            golden = read_golden(path, manifest.embed_dim)
+            golden = read_golden(path, manifest.embed_dim, count=manifest.golden_count)
             for check in full_self_test(backend, golden, tolerance, report.entry.profiles):
                 require(check)
             if bundle.verification.is_on:  # only of bytes that are proved to be the manifest's
                 bundle.join()
                 stamp.keep()
             return
-    quick_self_test(backend, read_golden(path, manifest.embed_dim, limit=QUICK_ROWS), tolerance)
+    golden = read_golden(path, manifest.embed_dim, QUICK_ROWS, count=manifest.golden_count)
+    quick_self_test(backend, golden, tolerance)

@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from runtime.backends.onnx_session import OnnxSession
 from runtime.errors import EngineLoadError, SpecError, UsageError
+from runtime.tolerances import TOLERANCES, logit_tolerance
 
 
 def open_session(folder: Path, **changes: Any) -> OnnxSession:
@@ -40,13 +41,10 @@ def test_run__equals_numpy(
     assert np.ptp(logit) > 1e-3
 
 
-def test_run__without_prepacking_equals_numpy(
-    bundle: Path,
-    mosaics: np.ndarray,
-    tiny_reference: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    entries = []
+@pytest.fixture
+def entries(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What sessions are configured with, as they open."""
+    entries: list[tuple[str, str]] = []
     add = onnxruntime.SessionOptions.add_session_config_entry
 
     def record(options: onnxruntime.SessionOptions, name: str, value: str) -> None:
@@ -54,12 +52,45 @@ def test_run__without_prepacking_equals_numpy(
         add(options, name, value)
 
     monkeypatch.setattr(onnxruntime.SessionOptions, "add_session_config_entry", record)
-    with open_session(bundle):
-        assert entries == []
-    with open_session(bundle, prepack=False) as session:
-        logit, _ = session.run(mosaics)
-    assert entries == [("session.disable_prepacking", "1")]
-    assert np.abs(logit - tiny_reference(mosaics)[0]).max() < 1e-5
+    return entries
+
+
+def widen(graph: Any) -> None:
+    """Puts matrices between the embedding and the logit that are large enough to be worth packing."""
+    draw = np.random.default_rng(5)
+    product = next(node for node in graph.node if node.output[0] == "product")
+    product.input[0] = "narrow"
+    added = []
+    for name, source, target, shape in (("wide", "embedding", "hidden", (4, 1000)),
+                                        ("square", "hidden", "mixed", (1000, 1000)),
+                                        ("tall", "mixed", "narrow", (1000, 4))):  # fmt: skip
+        matrix = draw.normal(size=shape, scale=shape[0] ** -0.5).astype(np.float32)
+        graph.initializer.append(numpy_helper.from_array(matrix, name))
+        added.append(helper.make_node("MatMul", [source, name], [target]))
+    at = list(graph.node).index(product)
+    for offset, node in enumerate(added):
+        graph.node.insert(at + offset, node)
+
+
+@pytest.mark.parametrize(
+    ("option", "entry"),
+    [("prepack", ("session.disable_prepacking", "1")), ("spin", ("session.intra_op.allow_spinning", "0"))],
+)
+def test_run__gives_the_same_without_what_saves_time(
+    bundle: Path, mosaics: np.ndarray, entries: list[tuple[str, str]], option: str, entry: tuple[str, str]
+) -> None:
+    model = onnx.load(str(bundle / "model.onnx"))
+    widen(model.graph)
+    onnx.save(model, str(bundle / "model.onnx"))
+    with open_session(bundle) as session:
+        expected, embedding = session.run(mosaics)
+    assert entries == []
+    with open_session(bundle, **{option: False}) as session:
+        found = session.run(mosaics)
+    assert entries == [entry]
+    assert np.ptp(expected) > 1e-3
+    assert np.abs(found[0] - expected).max() < logit_tolerance(TOLERANCES, "fp32")
+    assert np.abs(found[1] - embedding).max() < 1e-5
 
 
 def test_run__takes_views(bundle: Path, mosaics: np.ndarray) -> None:

@@ -112,6 +112,7 @@ def test_bench__json_is_the_only_output(bundle: Path, pictures: list[Path]) -> N
         (["--size", "10x10"], "at least 32x32"),
         (["--size", "huge"], "expected WIDTHxHEIGHT"),
         (["--size", "70000x100"], "at most 65500 pixels a side"),
+        (["--size", "60000x60000"], "at most 200000000 pixels in all"),
         (["--plot", "x.gif"], "expected a name that ends in .png, .svg, .pdf"),
     ],
 )

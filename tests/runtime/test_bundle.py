@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -182,6 +183,31 @@ def test_verify__cached_hashes_new_files_once(bundle: Path, settled: None) -> No
     assert open_and_join(bundle) == ()
     assert sorted(open_and_join(bundle, verify="full")) == ["golden.npz", "model.onnx"]
     assert open_and_join(bundle, verify="off") == ()
+
+
+def test_verify__hashes_files_beside_each_other(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2, timeout=10)
+    check = verification.Verification._check
+
+    def meet(self: verification.Verification, name: str, entry: object) -> None:
+        both.wait()
+        check(self, name, entry)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(verification.Verification, "_check", meet)
+    assert sorted(open_and_join(bundle)) == ["golden.npz", "model.onnx"]
+
+
+@pytest.mark.parametrize("cores", [1, 16])
+@pytest.mark.parametrize("name", ["model.onnx", "golden.npz"])
+def test_verify__refuses_the_damaged_file_with_any_number_of_threads(
+    bundle: Path, name: str, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    content = bytearray((bundle / name).read_bytes())
+    content[-1] ^= 1
+    (bundle / name).write_bytes(content)
+    refused(bundle, f"{name}.*changed or damaged")
 
 
 def test_verify__does_not_remember_files_that_changed_just_now(bundle: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 import runtime
 from runtime.cli import main
+from runtime.tolerances import TOLERANCES, logit_tolerance
 
 ROOT = Path(runtime.__file__).parent.parent
 
@@ -162,6 +163,42 @@ def test_predict__takes_truncated_files_only_when_allowed(
     done = run("predict", bundle, path, "--allow-truncated", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["label"] in ("real", "generated")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_prepacked"),
+    [
+        (["0.png"], False),
+        (["0.png", "1.png", "2.png", "3.png"], False),
+        (["0.png", "1.png", "2.png", "3.png", "4.png"], True),
+        (["0.png", "--views", "4"], False),
+        (["0.png", "1.png", "--views", "4"], True),
+        (["."], True),
+        (["0.png", "--prepack"], True),
+        ([".", "--no-prepack"], False),
+        (["0.png", "-"], True),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, list) else "prepacked" if value else "not",
+)
+def test_predict__prepacks_unless_it_has_few_files(
+    bundle: Path,
+    pictures: list[Path],
+    arguments: list[str],
+    is_prepacked: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("runtime.commands.predict._stdin", lambda: io.BytesIO(b""))
+    monkeypatch.chdir(pictures[0].parent)
+    done = run("predict", bundle, *arguments, "-v")
+    assert done.returncode == 0, done.stderr
+    assert (b"weights are not prepacked" not in done.stderr) == is_prepacked
+
+
+def test_predict__judges_alike_with_and_without_prepacking(bundle: Path, pictures: list[Path]) -> None:
+    found = [run("predict", bundle, *pictures, "--json", flag) for flag in ("--prepack", "--no-prepack")]
+    one, other = ([json.loads(line)["logit"] for line in done.stdout.splitlines()] for done in found)
+    assert len(one) == len(pictures)
+    assert one == pytest.approx(other, abs=logit_tolerance(TOLERANCES, "fp32"))
 
 
 def test_predict__without_paths_says_what_it_takes(bundle: Path) -> None:

@@ -189,10 +189,11 @@ def test_decode_image__refuses_truncated_files(kind: str, share: float, picture:
         (b"P", "not a picture"),
         (b"this is a text that somebody called a picture", "not a picture"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n", "not a picture"),
-        (b"\x89PNG\r\n\x1a\n" + b"\xff" * 50, "PNG|picture"),
-        (b"GIF89a", "picture|GIF"),
+        (b"\x89PNG\r\n\x1a\n" + b"\xff" * 50, "damaged PNG header"),
+        (b"GIF89a", "truncated or damaged GIF header"),
+        (b"\0\0\0\x1cftypavif\0\0\0\0avif" + b"\0" * 40, "AVIF"),
     ],
-    ids=["empty", "one byte", "text", "postscript", "png magic", "gif magic"],
+    ids=["empty", "one byte", "text", "postscript", "png magic", "gif magic", "avif magic"],
 )
 def test_decode_image__refuses_what_is_no_picture(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "x.jpg"

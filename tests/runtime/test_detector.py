@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx.external_data_helper import set_external_data
 from PIL import Image
@@ -209,6 +210,17 @@ def test_open__reports_the_choice(detector: Detector) -> None:
     assert report.name == "onnxruntime:cpu"
     assert [r.candidate for r in report.rejected] == ["tensorrt", "tensorrt-rtx", "onnxruntime:cuda"]
     assert detector.batch_size == 4
+
+
+def test_open__prepacks_and_spins_unless_told_not_to(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    monkeypatch.setattr(
+        onnxruntime.SessionOptions, "add_session_config_entry", lambda _self, name, _value: names.append(name)
+    )
+    Detector.open(bundle).close()
+    assert names == []
+    Detector.open(bundle, prepack=False).close()
+    assert sorted(names) == ["session.disable_prepacking", "session.intra_op.allow_spinning"]
 
 
 def test_open__checks_batch_size_and_backend(bundle: Path) -> None:

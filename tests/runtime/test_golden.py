@@ -39,6 +39,19 @@ def test_read_golden__reads_all_or_the_first_rows(tmp_path: Path) -> None:
     assert len(read_golden(path, EMBED_DIM, limit=9).images) == 3
 
 
+def test_read_golden__counts_all_rows_though_it_reads_a_few(tmp_path: Path) -> None:
+    path = tmp_path / "golden.npz"
+    path.write_bytes(npz(**good_arrays()))
+    assert len(read_golden(path, EMBED_DIM, limit=2, count=3).images) == 2
+    with pytest.raises(
+        ManifestError, match=r"found 3 images, 3 logits and 3 embeddings, .* 4 as the manifest"
+    ):
+        read_golden(path, EMBED_DIM, limit=2, count=4)
+    path.write_bytes(npz(**good_arrays() | {"logit": np.zeros(2, np.float32)}))
+    with pytest.raises(ManifestError, match="found 3 images, 2 logits"):
+        read_golden(path, EMBED_DIM, limit=2)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -22,7 +22,7 @@ from click.testing import CliRunner, Result
 import runtime
 from runtime.cli import cli
 from runtime.detection import Detection
-from runtime.errors import DataError, ImageError, UsageError
+from runtime.errors import DataError, ImageError, ImageReadError, UsageError
 from runtime.results import FileState, ResultsFile, file_state
 
 ROOT = Path(runtime.__file__).parent.parent
@@ -56,6 +56,7 @@ def test_results__hold_what_was_appended(tmp_path: Path) -> None:
         results.append(Detection.failed("broken.png", ImageError("truncated")), state)
         results.append(Detection.failed("gone.png", ImageError("no such file")), FileState())
         results.append(Detection.failed("oom.png", UsageError("of the moment")), state)
+        results.append(Detection.failed("nfs.png", ImageReadError("input/output error")), state)
         assert not results.held.holds_verdict("a.png", state)
     with opened(path) as results:
         held = results.held
@@ -71,6 +72,7 @@ def test_results__hold_what_was_appended(tmp_path: Path) -> None:
         ("caf\ufffd\n.png", state),
         ("gone.png", FileState()),
         ("oom.png", state),
+        ("nfs.png", state),
     ):
         assert not held.holds_verdict(name, other), name
         assert not held.holds_error(name, other), name
@@ -114,6 +116,33 @@ def test_results__refuse_and_keep_another_file(tmp_path: Path, line: bytes) -> N
     with pytest.raises(DataError, match="line 1 is no result of predict --output"):
         opened(path)
     assert path.read_bytes() == line + b"\n"
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [b"notes", b'{"path": "x"', b'{"schema', b"\0\0{", b'{"schema": 1' + b" " * (1 << 26)],
+    ids=range(5),
+)
+def test_results__cut_off_nothing_that_a_kill_cannot_have_left(tmp_path: Path, tail: bytes) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(tail)
+    is_ours = b'{"schema": 1'.startswith(tail)
+    if is_ours:
+        opened(path).close()
+    else:
+        with pytest.raises(DataError, match="line 1 is no result of predict --output"):
+            opened(path)
+    assert path.read_bytes() == (b"" if is_ours else tail)
+
+
+def test_results__a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "out.jsonl"
+    with opened(path) as results:
+        with open("/dev/full", "wb", buffering=0) as full, monkeypatch.context() as patch:
+            patch.setattr(results, "_stream", full)
+            with pytest.raises(OSError, match="No space left") as caught:
+                results.append(judged("a.png"), FileState(1, 2))
+        assert caught.value.filename == str(path)
 
 
 def test_results__refuse_another_bundle_an_old_file_and_a_second_writer(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime.errors import UsageError
 from runtime.names import printable_name, utf8_name
 from runtime.scan import expand_paths, pictures_below, read_names
 
@@ -45,6 +46,12 @@ def test_expand_paths__walks_folders_depth_first_and_sorted(tree: Path) -> None:
     assert found == ["B.jpg", "a/deep/y.webp", "a/z.jpg", "a.gif", "b.PNG", "c.tif", "link.png"]
 
 
+def test_expand_paths__does_not_pass_over_a_phones_pictures(tree: Path) -> None:
+    for name in ("IMG_1.HEIC", "IMG_2.heif", "IMG_3.mov"):
+        (tree / "d" / name).write_bytes(b"")
+    assert relative(list(expand_paths([str(tree / "d")])), tree) == ["d/IMG_1.HEIC", "d/IMG_2.heif"]
+
+
 def test_expand_paths__can_stay_in_the_folder(tree: Path) -> None:
     found = relative(list(expand_paths([str(tree)], recursive=False)), tree)
     assert found == ["B.jpg", "a.gif", "b.PNG", "c.tif", "link.png"]
@@ -65,6 +72,20 @@ def test_read_names__splits_at_nul_and_keeps_any_bytes() -> None:
     names = [b"line\nbreak.png", b"caf\xe9.png", b"x" * 100_000]
     found = list(read_names(io.BytesIO(b"\0".join(names) + b"\0"), nul=True))
     assert [os.fsencode(name) for name in found] == names
+
+
+@pytest.mark.parametrize("nul", [False, True])
+def test_read_names__stops_at_a_name_without_an_end(nul: bool) -> None:
+    class Endless(io.RawIOBase):
+        given = 0
+
+        def read(self, size: int = -1) -> bytes:
+            self.given += size
+            assert self.given < 1 << 24, "read on and on"
+            return b"x" * size
+
+    with pytest.raises(UsageError, match=r"on standard input without a (NUL|line break)"):
+        list(read_names(Endless(), nul=nul))
 
 
 def test_expand_paths__says_when_a_folder_holds_no_pictures(

@@ -14,7 +14,7 @@ import pytest
 
 from runtime.backends.base import Backend
 from runtime.detector import Detector
-from runtime.errors import SelfTestError
+from runtime.errors import ManifestError, SelfTestError
 from runtime.golden import Golden, read_golden
 from runtime.machine import CudaDevice
 from runtime.selftest import opening, stamps
@@ -264,3 +264,23 @@ def test_open__does_not_log_or_write_on_a_cpu(
         Detector.open(bundle).close()
     assert "full self-test" not in caplog.text
     assert not (tmp_path / "cache" / "selftest").exists()
+
+
+def test_open__a_manifest_cannot_loosen_the_self_test(bundle: Path, reseal: Callable[..., None]) -> None:
+    with np.load(bundle / "golden.npz") as stored:
+        arrays = dict(stored)
+    np.savez_compressed(bundle / "golden.npz", **arrays | {"logit": arrays["logit"] + np.float32(0.01)})
+    reseal(bundle, tolerances={"fp32_max_abs_logit": 1000})
+    with pytest.raises(SelfTestError, match=r"golden logits: found a difference of 0\.01, .* at most 0\.001"):
+        Detector.open(bundle)
+
+
+def test_open__refuses_a_golden_file_of_another_length_than_stated(
+    bundle: Path, reseal: Callable[..., None]
+) -> None:
+    golden = {"file": "golden.npz", "reference": "onnx-fp32"}
+    reseal(bundle, golden=golden | {"count": 16})
+    Detector.open(bundle).close()
+    reseal(bundle, golden=golden | {"count": 15})
+    with pytest.raises(ManifestError, match=r"found 16 images, .* 15 as the manifest states"):
+        Detector.open(bundle)
