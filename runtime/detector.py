@@ -15,7 +15,7 @@ from runtime.backends.opening import BackendOptions, open_backend
 from runtime.bundle import Bundle, open_bundle
 from runtime.decode import MAX_PIXELS, MAX_SIDE, DecodeLimits
 from runtime.detection import Detection
-from runtime.errors import DgsNetError, MissingDependencyError, UsageError
+from runtime.errors import MissingDependencyError, UsageError
 from runtime.judging import Judge
 from runtime.preparation import PreparationOptions, Prepared, prepare
 from runtime.selection import BackendReport, select_engine
@@ -158,7 +158,7 @@ class Detector:
                     self_test_at_open(opened, running, report, cache_dir)
             except (UsageError, MissingDependencyError):
                 raise
-            except DgsNetError:
+            except Exception:
                 # A damaged file is the better explanation of an engine that does not load or compute.
                 opened.join()
                 raise

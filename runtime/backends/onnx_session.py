@@ -82,8 +82,15 @@ class OnnxSession(Backend):
             ("input", inputs, session.get_inputs()),
             ("output", outputs, session.get_outputs()),
         ):
-            # A size that is not a number is a free axis, whatever the exporter called it.
-            found = {n.name: (n.type, [s if isinstance(s, int) else None for s in n.shape]) for n in nodes}
+            try:
+                # A size that is not a number is a free axis, whatever the exporter called it.
+                found = {
+                    n.name: (n.type, [s if isinstance(s, int) else None for s in n.shape]) for n in nodes
+                }
+            except UnicodeDecodeError as err:
+                raise EngineLoadError(
+                    f"{self._path}: found an {kind} whose name is no text; rebuild the bundle"
+                ) from err
             if found != expected:
                 raise EngineLoadError(
                     f"{self._path}: found {kind}s {found}, expected {expected}; rebuild the bundle"
@@ -106,7 +113,10 @@ def _open_session(path: str, device: str, threads: int | None, *, prepack: bool,
     if not spin:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=[PROVIDERS[device]])
+        # With its fallback on it prints some errors on standard output, among the verdicts, and tries again.
+        session = onnxruntime.InferenceSession(
+            path, options, providers=[PROVIDERS[device]], enable_fallback=0
+        )
     except Exception as err:  # ONNX Runtime's exceptions share no base class below Exception
         raise EngineLoadError(
             f"{path}: onnxruntime cannot load it ({_one_line(err)}); rebuild the bundle"

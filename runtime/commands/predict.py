@@ -94,6 +94,10 @@ def predict(
         raise UsageError("--output writes JSON lines; for CSV leave it out and redirect standard output")
     if camera is not None and (paths or watched or output):
         raise UsageError("--camera takes no PATHS, --watch or --output; run a second command for those")
+    if nul and "-" not in paths:
+        raise UsageError("-0 says how names on standard input end; add - to the PATHS, or leave it out")
+    if every != 1 and camera is None:
+        raise UsageError("--every counts the frames of --camera; name the camera, or leave it out")
     if not paths and watched is None and camera is None:
         raise UsageError("no PATHS: name files or folders, - for standard input, --watch or --camera")
     from runtime.detector import Detector
@@ -116,6 +120,8 @@ def predict(
             else:
                 from runtime.results import ResultsFile
 
+                if output.resolve().is_relative_to(detector.bundle.path):
+                    raise UsageError("--output lies in the bundle, which then opens no more; move it out")
                 digest = detector.bundle.manifest.digest
                 results = ResultsFile(output, digest, resume=resume, overwrite=overwrite)
                 # With other limits a picture that was refused may be read now.
@@ -187,6 +193,8 @@ def _names(paths: Iterable[str], watched: str | None, *, recursive: bool, nul: b
 
 
 def _stdin() -> IO[bytes]:
+    if sys.stdin is None:
+        raise UsageError("- reads names from standard input, which is closed; open it, or name the files")
     # Raw: a thread that waits inside a buffered reader would hold its lock when the process ends. Blocking:
     # otherwise a moment without names would look like their end.
     os.set_blocking(sys.stdin.fileno(), True)

@@ -237,7 +237,7 @@ def test_fp16_drift__blames_the_block_whose_residual_leaves_the_range(graph: Pat
     def plant(model: Any) -> None:
         for block in (1, 2):
             change_weight(
-                model, f"block_{block}/mlp/proj/bias", lambda b: _scaled(b, 3, 0) + _at(b, 3, 40000)
+                model, f"block_{block}/mlp/proj/bias", lambda b: _at(b.copy(), 3, 40000)
             )
 
     change(graph, plant)
