@@ -101,3 +101,9 @@ class SelfTestError(GateFailedError):
     """A bundle does not reproduce its own golden logits on this machine."""
 
     code = "self-test"
+
+
+def one_line(err: BaseException, most: int = 300) -> str:
+    """Returns a foreign exception's message on one line, shortened; its class's name if it has none."""
+    text = " ".join(str(err).split()) or type(err).__name__
+    return text if len(text) <= most else text[:most] + "..."

@@ -86,7 +86,10 @@ def chosen_indices(image: Picture) -> NDArray[np.int64]:
     lowest = sifted[entropy[sifted] <= cuts[LOWEST_COUNT - 1] + _ORDER_MARGIN]
     lowest = _without_late_zeros(image, lowest)
     highest = sifted[entropy[sifted] >= cuts[-HIGHEST_COUNT] - _ORDER_MARGIN]
-    undecided = np.union1d(_close_to_another(entropy, lowest), _close_to_another(entropy, highest))
+    is_close = np.zeros(entropy.size, bool)
+    is_close[_close_to_another(entropy, lowest)] = True
+    is_close[_close_to_another(entropy, highest)] = True
+    undecided = np.flatnonzero(is_close)
     entropy[undecided] = entropy_at(image, undecided)
     lowest = lowest[np.argsort(entropy[lowest], kind="stable")]
     highest = highest[np.argsort(entropy[highest], kind="stable")]

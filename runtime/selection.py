@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from runtime.backends.onnx_session import PROVIDERS
 from runtime.backends.tensorrt.compatibility import HOST_CODE_REASON, mismatch
@@ -194,7 +194,7 @@ def _onnxruntime_reason(entry: EngineEntry, device: str) -> str | None:
         import onnxruntime
     except ImportError as err:
         return f'onnxruntime does not import ({err}); pip install "dgsnet[cpu]"'
-    _warn_of_shadowing()
+    _warn_of_shadowing(Path(onnxruntime.__file__).parent.parent)
     if PROVIDERS[device] not in onnxruntime.get_available_providers():
         return f"the installed onnxruntime has no {PROVIDERS[device]}"
     return None
@@ -225,9 +225,9 @@ def _import_failure(backend: str) -> str | None:
     return None
 
 
-def _warn_of_shadowing() -> None:
-    both = [name for name in ("onnxruntime", "onnxruntime-gpu") if installed_version(name) is not None]
-    if len(both) == 2:
+def _warn_of_shadowing(site: Path) -> None:
+    # By the names of folders: to ask importlib would take longer than to look.
+    if all(any(site.glob(f"{name}-*.dist-info")) for name in ("onnxruntime", "onnxruntime_gpu")):
         logger.warning(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; "
             "uninstall both, then install one"

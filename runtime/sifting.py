@@ -74,7 +74,9 @@ def extreme_entropies(image: Picture, lowest: int, highest: int, margin: float) 
     # Half a band of each, so that the cuts are near their final places before anything else is looked at.
     low = np.argpartition(least, BAND // 2)[: max(lowest, BAND // 2)]
     high = np.argpartition(most, -BAND // 2)[-max(highest, BAND // 2) :]
-    promising = np.union1d(low, high)
+    is_promising = np.zeros(least.size, bool)
+    is_promising[low] = is_promising[high] = True
+    promising = np.flatnonzero(is_promising)
     for start in range(0, promising.size, BAND):
         transform(promising[start : start + BAND])
     others = np.flatnonzero(np.isnan(entropy))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runtime.errors import CheckpointError, DataError, MissingDependencyError, UsageError
+from runtime.errors import CheckpointError, DataError, MissingDependencyError, UsageError, one_line
 from runtime.names import printable_name
 from runtime.spec import MOSAIC_SIDE
 from train.patch_filters import band_pass_filters
@@ -97,7 +97,7 @@ def load_clip(name: str, pretrained: str, *, seed: int) -> tuple[Any, BackboneIn
     except (*UNREADABLE, SafetensorError) as err:
         raise DataError(
             f"backbone {name} with {printable_name(source) or 'random weights'}: cannot be read or fetched, "
-            f"expected weights of this model ({type(err).__name__}: {_one_line(err)})"
+            f"expected weights of this model ({type(err).__name__}: {one_line(err)})"
         ) from err
     visual = model.visual
     check_tower(name, visual)
@@ -232,11 +232,7 @@ def import_open_clip() -> Any:
         import open_clip
     except ImportError as err:
         raise MissingDependencyError(
-            f'open_clip cannot be imported ({_one_line(err)}); pip install "dgsnet[train]"'
+            f'open_clip cannot be imported ({one_line(err)}); pip install "dgsnet[train]"'
         ) from err
     open_clip.add_model_config(CONFIG_FOLDER)
     return open_clip
-
-
-def _one_line(err: BaseException) -> str:
-    return " ".join(str(err).split())[:300]

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from export.doctor.child import answer_with, one_line
+from export.doctor.child import answer_with
+from runtime.errors import one_line
 
 # One Neg of one float32, opset 18: the smallest model that shows whether a provider really opens and runs.
 _TINY_MODEL = (

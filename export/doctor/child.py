@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from runtime.errors import one_line
+
 _TIMEOUT_SECONDS = 180
 _CHILD = (
     "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -66,11 +68,6 @@ def answer_with(work: Callable[[], dict[str, Any]]) -> None:
     sys.stdout.write("\n" + json.dumps(answer, allow_nan=False) + "\n")
     sys.stdout.flush()
     os._exit(0)
-
-
-def one_line(err: BaseException) -> str:
-    """Returns an error's text on one line, shortened."""
-    return " ".join(str(err).split())[:300] or type(err).__name__
 
 
 def _signal_name(number: int) -> str:

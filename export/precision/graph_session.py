@@ -13,7 +13,7 @@ from export.onnx_checks import check_contract
 from export.onnx_files import require_onnx
 from runtime.backends.base import Backend
 from runtime.engine_entry import MAX_BATCH
-from runtime.errors import EngineLoadError, MissingDependencyError, UsageError
+from runtime.errors import EngineLoadError, MissingDependencyError, UsageError, one_line
 from runtime.spec import EMBEDDING_NAME, INPUT_NAME, LOGIT_NAME
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class GraphSession(Backend):
                 np.asarray(v) for v in self._session.run(names, {INPUT_NAME: np.ascontiguousarray(images)})
             ]
         except Exception as err:  # ONNX Runtime's exceptions share no base class below Exception
-            raise EngineLoadError(f"{self.name}: running the graph failed ({_one_line(err)})") from err
+            raise EngineLoadError(f"{self.name}: running the graph failed ({one_line(err)})") from err
 
 
 def _open(graph: bytes, folder: Path | None, name: str, threads: int | None) -> Any:
@@ -102,7 +102,7 @@ def _open(graph: bytes, folder: Path | None, name: str, threads: int | None) -> 
         import onnxruntime
     except ImportError as err:
         raise MissingDependencyError(
-            f'onnxruntime does not import ({_one_line(err)}); pip install "dgsnet[cpu]"'
+            f'onnxruntime does not import ({one_line(err)}); pip install "dgsnet[cpu]"'
         ) from err
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ONLY_ERRORS
@@ -121,7 +121,7 @@ def _open(graph: bytes, folder: Path | None, name: str, threads: int | None) -> 
     try:
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as err:  # ONNX Runtime's exceptions share no base class below Exception
-        raise EngineLoadError(f"{name}: onnxruntime cannot load the graph ({_one_line(err)})") from err
+        raise EngineLoadError(f"{name}: onnxruntime cannot load the graph ({one_line(err)})") from err
     session.disable_fallback()
     return session
 
@@ -152,7 +152,3 @@ def _prove_rounding() -> None:
             f"fp16 emulation: onnxruntime gave {found.tolist()} for {list(_PROBE)} rounded to FP16, expected "
             f"{list(_PROBE_ROUNDED)}; it leaves out casts, use a version between 1.23 and 1.31"
         )
-
-
-def _one_line(err: BaseException) -> str:
-    return " ".join(str(err).split())[:300] or type(err).__name__

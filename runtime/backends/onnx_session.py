@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.base import Backend
-from runtime.errors import EngineLoadError, MissingDependencyError, UsageError
+from runtime.errors import EngineLoadError, MissingDependencyError, UsageError, one_line
 from runtime.spec import EMBEDDING_NAME, INPUT_NAME, LOGIT_NAME, MOSAIC_SIDE
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class OnnxSession(Backend):
         try:
             logit, embedding = self._session.run([LOGIT_NAME, EMBEDDING_NAME], {INPUT_NAME: images})
         except Exception as err:  # ONNX Runtime's exceptions share no base class below Exception
-            raise EngineLoadError(f"{self._path}: {self.name} failed ({_one_line(err)})") from err
+            raise EngineLoadError(f"{self._path}: {self.name} failed ({one_line(err)})") from err
         return np.asarray(logit), np.asarray(embedding)
 
     def _check_contract(self, session: onnxruntime.InferenceSession) -> None:
@@ -102,7 +102,7 @@ def _open_session(path: str, device: str, threads: int | None, *, prepack: bool,
         import onnxruntime
     except ImportError as err:
         raise MissingDependencyError(
-            f'onnxruntime does not import ({_one_line(err)}); pip install "dgsnet[cpu]"'
+            f'onnxruntime does not import ({one_line(err)}); pip install "dgsnet[cpu]"'
         ) from err
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ONLY_ERRORS
@@ -119,7 +119,7 @@ def _open_session(path: str, device: str, threads: int | None, *, prepack: bool,
         )
     except Exception as err:  # ONNX Runtime's exceptions share no base class below Exception
         raise EngineLoadError(
-            f"{path}: onnxruntime cannot load it ({_one_line(err)}); rebuild the bundle"
+            f"{path}: onnxruntime cannot load it ({one_line(err)}); rebuild the bundle"
         ) from err
     # Without this a failing GPU run would silently be repeated on the CPU.
     session.disable_fallback()
@@ -131,7 +131,3 @@ def _open_session(path: str, device: str, threads: int | None, *, prepack: bool,
             "cuDNN libraries, or choose --backend onnxruntime:cpu"
         )
     return session
-
-
-def _one_line(err: BaseException) -> str:
-    return " ".join(str(err).split())[:300] or type(err).__name__

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import IO, TYPE_CHECKING
 
-from runtime.decode.text import one_line
-from runtime.errors import ImageError, ImageReadError
+from runtime.errors import ImageError, ImageReadError, one_line
 
 if TYPE_CHECKING:
     from PIL import ImageFile

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.decode.colour import conversion_for
-from runtime.decode.text import one_line
-from runtime.errors import ImageError, ImageReadError
+from runtime.errors import ImageError, ImageReadError, one_line
 from runtime.spec import PATCH_SIDE
 
 if TYPE_CHECKING:

@@ -14,8 +14,7 @@ from runtime.decode.formats import identified, pillow_limit_silenced, unreadable
 from runtime.decode.limits import MAX_PIXELS, MAX_SIDE, DecodeLimits
 from runtime.decode.pillow_pixels import PillowPixels
 from runtime.decode.streams import buffered, open_regular
-from runtime.decode.text import one_line
-from runtime.errors import ImageError, ImageReadError
+from runtime.errors import ImageError, ImageReadError, one_line
 from runtime.names import printable_name
 from runtime.pixels import ArrayPixels
 

@@ -7,8 +7,7 @@ import os
 import stat
 from typing import IO, Any
 
-from runtime.decode.text import one_line
-from runtime.errors import ImageError, ImageReadError
+from runtime.errors import ImageError, ImageReadError, one_line
 
 
 def open_regular(path: str, name: str) -> IO[bytes]:

@@ -271,15 +271,24 @@ def test_select_engine__says_what_a_bundle_does_not_hold(
 
 
 def test_select_engine__warns_of_two_onnxruntimes(
-    manifest: Manifest, machine: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    manifest: Manifest,
+    machine: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
+    import onnxruntime
+
     monkeypatch.setattr(logging.getLogger("dgsnet"), "propagate", True)
-    machine(versions={"onnxruntime": "1.31.1"})
+    machine()
+    monkeypatch.setattr(onnxruntime, "__file__", str(tmp_path / "onnxruntime" / "__init__.py"))
+    (tmp_path / "onnxruntime-1.31.1.dist-info").mkdir()
     select_engine(manifest)
     assert "overwrite each other" not in caplog.text
-    machine(versions={"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.1"})
+    (tmp_path / "onnxruntime_gpu-1.31.1.dist-info").mkdir()
     select_engine(manifest)
     assert "overwrite each other" in caplog.text
+
 
 
 def test_cuda_device__answers_without_raising() -> None:

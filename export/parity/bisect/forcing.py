@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from export.onnx_files import require_onnx
 from export.parity.bisect.boundaries import Boundary
-from runtime.errors import EngineLoadError, MissingDependencyError
+from runtime.errors import EngineLoadError, MissingDependencyError, one_line
 from runtime.spec import INPUT_NAME
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class ForcedSession:
             import onnxruntime
         except ImportError as err:
             raise MissingDependencyError(
-                f'onnxruntime does not import ({_one_line(err)}); pip install "dgsnet[cpu]"'
+                f'onnxruntime does not import ({one_line(err)}); pip install "dgsnet[cpu]"'
             ) from err
         self.name = name
         self._boundaries = list(boundaries)
@@ -98,7 +98,7 @@ class ForcedSession:
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as err:  # ONNX Runtime's exceptions share no base class below Exception
-            raise EngineLoadError(f"{name}: onnxruntime cannot load the graph ({_one_line(err)})") from err
+            raise EngineLoadError(f"{name}: onnxruntime cannot load the graph ({one_line(err)})") from err
 
     def __enter__(self) -> ForcedSession:
         return self
@@ -126,9 +126,5 @@ class ForcedSession:
                 {INPUT_NAME: np.ascontiguousarray(images), **fed},
             )
         except Exception as err:  # ONNX Runtime's exceptions share no base class below Exception
-            raise EngineLoadError(f"{self.name}: running its parts failed ({_one_line(err)})") from err
+            raise EngineLoadError(f"{self.name}: running its parts failed ({one_line(err)})") from err
         return {b.name: np.asarray(value) for b, value in zip(self._boundaries, values, strict=True)}
-
-
-def _one_line(err: BaseException) -> str:
-    return " ".join(str(err).split())[:300] or type(err).__name__

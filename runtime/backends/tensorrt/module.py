@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Iterator
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
 from runtime.errors import MissingDependencyError
@@ -67,6 +67,8 @@ def _candidates(api: tensorrt._Module, stated: str) -> Iterator[str]:
 
 
 def _distribution_versions(api: tensorrt._Module) -> list[str]:
+    from importlib import metadata
+
     names = metadata.packages_distributions().get(api.__name__, [])
     return [metadata.version(name) for name in dict.fromkeys(names)]
 
