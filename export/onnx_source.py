@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from export.onnx_checks import check_batch_is_free, check_contract, check_plain_fp32, check_structure
 from export.onnx_files import check_finite, external_files, load_model, save_model
-from export.parity.batches import run_in_batches
+from export.parity.forms import run_in_chunks
 from runtime.backends.onnx_session import OnnxSession
 from runtime.decision import Decision
 from runtime.errors import EngineLoadError, SpecError
@@ -63,7 +63,7 @@ class OnnxSource:
                         f"{self._path.name}: found no result at batch {size}, expected one at every batch; "
                         f"export it with a dynamic batch and two example pictures ({err})"
                     ) from err
-            return run_in_batches(session, images, 1)
+            return run_in_chunks(session, images, 1)
 
     def write_onnx(self, path: Path) -> int:
         """Writes the model without its exporter's traces; returns how many numbers its weights are.

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from export.commands.bisect_options import bisect_options, located, repaired
 from runtime.console import print_json, verbosity_option
 from runtime.errors import DataError, DgsNetError, GateFailedError, UsageError
+
+if TYPE_CHECKING:
+    from export.parity.bisect.findings import BisectReport
+    from export.parity.bisect.trade_off import TradeOff
+    from export.parity.outcome import GateReport
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -73,8 +80,6 @@ def parity(
     """
     from export.checkpoint import CheckpointSource
     from export.parity.gate import GateOptions, bundle_gate, require_all_ran
-    from export.parity.junit import junit_xml
-    from runtime.files import write_atomically
 
     for path in (json_file, html_file, junit_file):
         if path is not None and not path.resolve().parent.is_dir():
@@ -107,27 +112,12 @@ def parity(
             repair_error = err  # raised after the report, which says why
         else:
             report, trade_off = done or (report, None)
-    content = report.to_json()
-    if found is not None:
-        content["bisect"] = found.to_json()
-    if trade_off is not None:
-        content["repair"] = trade_off.to_json()
-    if json_file is not None:
-        write_atomically(json_file, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-    if junit_file is not None:
-        write_atomically(junit_file, junit_xml(report))
-    if html_file is not None:
-        from export.parity.page.document import html_page
-
-        write_atomically(html_file, html_page(report, [] if found is None else found.page_rows()))
+    shown = _Shown(report, found, trade_off)
+    shown.write(json_file, html_file, junit_file)
     if as_json:
-        print_json(content)
+        print_json(shown.content())
     else:
-        for line in report.lines():
-            click.echo(line)
-        for line in [] if found is None else found.lines():
-            click.echo(line)
-        for line in [] if trade_off is None else trade_off.lines():
+        for line in shown.lines():
             click.echo(line)
     if repair_error is not None:
         raise repair_error
@@ -140,3 +130,39 @@ def parity(
         raise DataError(
             f"parity: {len(report.unreadable)} pictures could not be read, first {name}: {reason}"
         )
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What there is to show: the gate, and where asked for what bisection found and what a repair changed."""
+
+    report: GateReport
+    found: BisectReport | None
+    trade_off: TradeOff | None
+
+    def content(self) -> dict[str, Any]:
+        content = self.report.to_json()
+        if self.found is not None:
+            content["bisect"] = self.found.to_json()
+        if self.trade_off is not None:
+            content["repair"] = self.trade_off.to_json()
+        return content
+
+    def lines(self) -> list[str]:
+        parts = [part.lines() for part in (self.report, self.found, self.trade_off) if part is not None]
+        return [line for lines in parts for line in lines]
+
+    def write(self, json_file: Path | None, html_file: Path | None, junit_file: Path | None) -> None:
+        from export.parity.junit import junit_xml
+        from runtime.files import write_atomically
+
+        if json_file is not None:
+            text = json.dumps(self.content(), indent=1, allow_nan=False) + "\n"
+            write_atomically(json_file, text.encode())
+        if junit_file is not None:
+            write_atomically(junit_file, junit_xml(self.report))
+        if html_file is not None:
+            from export.parity.page.document import html_page
+
+            rows = [] if self.found is None else self.found.page_rows()
+            write_atomically(html_file, html_page(self.report, rows))

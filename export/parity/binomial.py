@@ -49,6 +49,8 @@ def images_needed(bound: float, flips: int = 0, confidence: float = CONFIDENCE) 
         flips: how many are seen among them.
         confidence: as of ``upper_bound``.
     """
+    if bound >= 1.0:
+        return max(flips, 1)
     low, high = flips, max(2 * flips, 1)
     while upper_bound(flips, high, confidence) > bound:
         low, high = high, 2 * high

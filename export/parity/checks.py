@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from export.parity.binomial import images_needed
-from export.parity.compare import HopReport
+from export.parity.compare import WORST, HopReport
+from export.parity.fp16_origin import fp16_differences
 from export.parity.from_files import FilesForm
 from export.parity.measures import Comparison
 from export.parity.settings import GateLimits
 from export.parity.waterfall import COMPARED, FIRST, Hop
+from runtime.errors import DgsNetError, MissingDependencyError
 from runtime.names import printable_name
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+ORIGIN = "the FP32 graph, rounded"
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,14 @@ def _comparison_checks(hop: Hop, found: Comparison, limits: GateLimits, precisio
             found.cosine.smallest >= limit.min_cosine,
             f"1 - {1 - found.cosine.smallest:.1e} at least, allowed 1 - {1 - limit.min_cosine:.1e}",
         )
+        if found.cosine.length is not None:
+            # The relative error that the limit on cosines allows a vector; no second limit is needed.
+            allowed = (2 * (1 - limit.min_cosine)) ** 0.5
+            yield check(
+                "length of embeddings",
+                found.cosine.length <= allowed,
+                f"differs by {found.cosine.length:.1e} of itself at most, allowed {allowed:.1e}",
+            )
     ties = len(found.flips) - found.hard_flips
     yield check(
         "hard flips",
@@ -135,7 +147,7 @@ def file_checks(files: FilesForm) -> Iterator[Check]:
     if not files.mosaics_compared:
         yield Check(files.key, name, SKIPPED, "no file was read")
         return
-    text = f"{len(files.differing)} of {files.mosaics_compared} sampled files differ"
+    text = f"{len(files.differing)} of {files.mosaics_compared} files differ"
     if files.differing:
         place, difference = files.differing[0]
         text += f", first {printable_name(place)}: {difference}"
@@ -161,12 +173,36 @@ def overflow_check(hop: str, watched: Watched) -> Check:
     return Check(hop, name, FAILED, text)
 
 
+def origin_check(hop: str, fp32: Path, fp16: Path) -> Check:
+    """Returns whether the FP16 graph is the FP32 graph, rounded."""
+    try:
+        differences = list(fp16_differences(fp32, fp16))
+    except MissingDependencyError as err:
+        return Check(hop, ORIGIN, SKIPPED, str(err))
+    except DgsNetError as err:
+        return Check(hop, ORIGIN, FAILED, str(err))
+    if not differences:
+        return Check(hop, ORIGIN, PASSED, "every node, edge and weight")
+    more = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
+    text = f"{differences[0]}{more}; build the bundle again"
+    return Check(hop, ORIGIN, FAILED, text)
+
+
 def law_check(hop: str, report: HopReport) -> Check:
     """Returns a batch law as a check."""
-    text = f"max |dlogit| {report.max_abs_logit:.3g} against batch 1, allowed {report.max_allowed:g}"
-    if report.min_cosine is not None:
-        text += f", cosine 1 - {1 - report.min_cosine:.1e}"
+    text = f"{difference_text(report)} against batch 1"
     return Check(hop, report.hop, PASSED if report.passed else FAILED, text)
+
+
+def difference_text(report: HopReport) -> str:
+    """Returns what differs and what is allowed, of both things that a report is judged by."""
+    if report.max_abs_logit == WORST:
+        found = "a logit is NaN or infinite"
+    else:
+        found = f"max |dlogit| {report.max_abs_logit:.3g}, allowed {report.max_allowed:g}"
+    if report.min_cosine is not None:
+        found += f"; cosine 1 - {1 - report.min_cosine:.1e}, allowed 1 - {1 - report.cosine_allowed:.1e}"
+    return found
 
 
 def blamed(hops: Sequence[Hop], checks: Sequence[Check]) -> str | None:

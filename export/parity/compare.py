@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from export.parity.embeddings import cosine_rows
 from runtime.decision import Decision
 from runtime.errors import SpecError
 
+# What stands for the difference where a side is NaN or infinite: larger than any, and JSON can hold it.
+WORST = float(np.finfo(np.float64).max)
 Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 
@@ -123,28 +126,15 @@ def compare_logits(
     if not len(items) == len(reference) == len(logits) or not len(items):
         raise SpecError(f"{hop}: found {len(reference)} and {len(logits)} logits for {len(items)} pictures")
     # A NaN or Inf on either side is the largest difference there is, never one that a max() overlooks.
-    worst = float(np.finfo(np.float64).max)
     with np.errstate(invalid="ignore"):
         difference = np.abs(reference.astype(np.float64) - logits.astype(np.float64))
     finite = np.isfinite(difference)
-    margin = reference.astype(np.float64) - decision.boundary_logit
-    flipped = np.zeros(len(items), dtype=bool)
-    flipped[finite] = decision.is_generated(reference[finite]) != decision.is_generated(logits[finite])
-    flips = tuple(
-        Flip(
-            items[k],
-            float(reference[k]),
-            float(logits[k]),
-            float(margin[k]),
-            bool(abs(margin[k]) <= limits.max_abs_logit),
-        )
-        for k in np.flatnonzero(flipped).tolist()
-    )
+    flips, _ = changed_verdicts(items, reference, logits, decision=decision, tie_below=limits.max_abs_logit)
     return HopReport(
         hop=hop,
         count=len(items),
-        max_abs_logit=float(difference.max()) if finite.all() else worst,
-        mean_abs_logit=float(difference.mean()) if finite.all() else worst,
+        max_abs_logit=float(difference.max()) if finite.all() else WORST,
+        mean_abs_logit=float(difference.mean()) if finite.all() else WORST,
         min_cosine=None if embeddings is None else _min_cosine(hop, *embeddings),
         flips=flips,
         max_allowed=limits.max_abs_logit,
@@ -152,11 +142,43 @@ def compare_logits(
     )
 
 
+def changed_verdicts(
+    items: Sequence[str],
+    reference: NDArray[np.float32],
+    logits: NDArray[np.float32],
+    *,
+    decision: Decision,
+    tie_below: float,
+) -> tuple[tuple[Flip, ...], NDArray[np.bool_]]:
+    """Returns every changed verdict, and which pictures have one, bool ``[N]``.
+
+    A picture without a finite logit on either side has no verdict, so it is none of them.
+
+    Args:
+        items: a name per picture.
+        reference: raw logits, float32 ``[N]``.
+        logits: raw logits of the other form, float32 ``[N]``.
+        decision: the rule by which a verdict counts as changed.
+        tie_below: a flip whose reference margin is at most this is a tie.
+    """
+    finite = np.isfinite(reference) & np.isfinite(logits)
+    margin = reference.astype(np.float64) - decision.boundary_logit
+    flipped = np.zeros(len(items), dtype=bool)
+    flipped[finite] = decision.is_generated(reference[finite]) != decision.is_generated(logits[finite])
+    flips = tuple(
+        Flip(
+            item=items[k],
+            reference_logit=float(reference[k]),
+            logit=float(logits[k]),
+            margin=float(margin[k]),
+            tie=bool(abs(margin[k]) <= tie_below),
+        )
+        for k in np.flatnonzero(flipped).tolist()
+    )
+    return flips, flipped
+
+
 def _min_cosine(hop: str, a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     if a.shape != b.shape:
         raise SpecError(f"{hop}: found embeddings of shape {list(b.shape)}, expected {list(a.shape)}")
-    a64, b64 = a.astype(np.float64), b.astype(np.float64)
-    if not (np.isfinite(a64).all() and np.isfinite(b64).all()):
-        return -1.0
-    norms = np.linalg.norm(a64, axis=1) * np.linalg.norm(b64, axis=1)
-    return float((np.sum(a64 * b64, axis=1) / np.maximum(norms, 1e-300)).min())
+    return float(cosine_rows(a, b).min())

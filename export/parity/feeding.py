@@ -50,7 +50,7 @@ class FileFeed:
         pictures: what to read.
         preprocessing: of the checkpoint.
         unreadable: pictures that could not be read, each with the reason; they are compared nowhere.
-        borrowed: how many were decoded by the runtime's decoder, because they are not plain 8-bit pictures.
+        borrowed: how many were decoded by the runtime's decoder, because the gate has no rule for their kind.
     """
 
     pictures: list[Picture]

@@ -175,3 +175,10 @@ def ancestors(forms: Sequence[Form], key: str) -> list[str]:
         chain.append(parent)
         parent = parents.get(parent)
     return chain
+
+
+def failure_text(err: Exception) -> str:
+    """Returns why a form broke, on one line; what none of ours raised carries its kind."""
+    if isinstance(err, DgsNetError):
+        return str(err)
+    return " ".join(f"{type(err).__name__}: {err}".split())[:300]

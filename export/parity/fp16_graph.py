@@ -1,7 +1,7 @@
 """A loader check of the FP16 graph: does plain ONNX Runtime open it, with the weights and wiring of FP32?
 
 On a CPU ONNX Runtime computes an FP16 graph in FP32, so this says nothing about FP16 arithmetic and lets an
-overflow pass. FP16 is judged by ``export.parity.emulated_fp16``.
+overflow pass. FP16 is judged by the emulation.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def fp16_loader_check(
             f'onnxruntime is not installed ({err}); pip install "dgsnet[cpu]"'
         ) from err
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # fatal: what fails is raised, and would be printed besides
     # Higher levels crash the process on FP16 vision transformers (onnxruntime 1.23 to 1.31, CPU).
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     images, logit, embedding = images[:MOSAICS], reference[0][:MOSAICS], reference[1][:MOSAICS]

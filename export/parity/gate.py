@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,23 +11,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.checkpoint import CheckpointSource
-from export.parity.batches import DISTINCT, batch_laws
 from export.parity.checks import (
     FAILED,
+    ORIGIN,
     PASSED,
     SKIPPED,
     Check,
     Watched,
     file_checks,
     hop_checks,
-    law_check,
+    origin_check,
     overflow_check,
 )
-from export.parity.compare import Outputs, compare_logits
 from export.parity.data_set import pictures_below
 from export.parity.engines import open_engines
 from export.parity.feeding import Feed, FileFeed, GoldenFeed
+from export.parity.form_checks import form_checks
 from export.parity.forms import (
+    CHUNK,
     FILES,
     FP16,
     ONNX_FP32,
@@ -36,7 +37,6 @@ from export.parity.forms import (
     Runnable,
     TorchForms,
     model_forms,
-    run_in_chunks,
 )
 from export.parity.from_files import FilesForm
 from export.parity.outcome import GateReport, environment
@@ -44,13 +44,16 @@ from export.parity.settings import GateLimits, gate_limits, settings_differences
 from export.parity.waterfall import COMPARED, run_waterfall
 from runtime.bundle import open_bundle
 from runtime.decision import Decision
-from runtime.errors import DgsNetError, MissingDependencyError
+from runtime.errors import MissingDependencyError
 from runtime.golden import Golden, read_golden
 from runtime.manifest import MODEL_FP16_NAME, MODEL_NAME, Manifest
 from runtime.spec import Preprocessing
 
 SETTINGS = "settings"
-DEFAULT_BATCH = 16
+AGREEMENT = "checkpoint -> manifest, decision, preprocessing and origin"
+DEFAULT_BATCH = CHUNK
+# Above this size of model.onnx, 100 million weights, a batch of every size would take longer than the chain.
+_LARGE_BYTES = 400_000_000
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,12 @@ class _Subject:
 
     forms: list[Form]
     files: list[FilesForm]
+    graphs: Graphs
     decision: Decision
     limits: GateLimits
     golden: Golden
     golden_name: str
+    every_size: bool
 
 
 def bundle_gate(
@@ -120,7 +125,14 @@ def bundle_gate(
             no_files = Form(FILES, "from file bytes", ONNX_FP32, "fp32", None, "no --data", is_missing=True)
             engines.append(no_files)
         subject = _Subject(
-            [*forms, *engines], files, manifest.decision, allowed, feed_golden, manifest.golden_reference
+            [*forms, *engines],
+            files,
+            graphs,
+            manifest.decision,
+            allowed,
+            feed_golden,
+            manifest.golden_reference,
+            every_size=not _is_large(manifest),
         )
         return _report(subject, feed, checks, options, digest=manifest.digest)
 
@@ -153,7 +165,15 @@ def golden_gate(
     with ExitStack() as stack:
         forms = model_forms(checkpoint, graphs, stack)
         subject = _Subject(
-            [*forms, *_reparented(engines, forms)], [], decision, gate_limits(None), golden, reference_name
+            [*forms, *_reparented(engines, forms)],
+            [],
+            graphs,
+            decision,
+            gate_limits(None),
+            golden,
+            reference_name,
+            # What a build has to wait for; the parity command looks at every size.
+            every_size=False,
         )
         return _report(subject, GoldenFeed(golden.images), [], options, digest=None)
 
@@ -185,19 +205,23 @@ def _report(
     )
     runnables = {form.key: form.runnable for form in subject.forms}
     extra = {files.key: files for files in subject.files}
-    laws = {form.key: list(_own_checks(form, subject)) for form in subject.forms if form.profile is not None}
+    laws = {form.key: _laws(form, subject) for form in subject.forms}
     for hop in waterfall.hops:
         checks += hop_checks(hop, subject.limits)
         watched: object = runnables.get(hop.key)
         if hop.status == COMPARED and isinstance(watched, Watched):
             checks.append(overflow_check(hop.key, watched))
+        if hop.key == FP16 and subject.graphs.fp16 is not None:
+            checks.append(origin_check(hop.key, subject.graphs.fp32, subject.graphs.fp16))
         checks += laws.get(hop.key, [])
         if hop.key in extra:
             checks += file_checks(extra[hop.key])
-    if not any(check.status != SKIPPED for check in checks if check.hop != SETTINGS):
+    # What the files alone tell is no comparison, but enough for a failure.
+    ran = [check for check in checks if check.status != SKIPPED and check.name not in (AGREEMENT, ORIGIN)]
+    if not ran and not any(check.status == FAILED for check in checks):
         reasons = "; ".join(dict.fromkeys(hop.reason for hop in waterfall.hops if hop.reason))
         raise MissingDependencyError(f"parity: nothing could be compared here ({reasons})")
-    report = GateReport(
+    return GateReport(
         waterfall=waterfall,
         checks=tuple(checks),
         limits=subject.limits,
@@ -210,7 +234,6 @@ def _report(
         command=options.command,
         golden=feed.mosaics if isinstance(feed, GoldenFeed) else None,
     )
-    return report
 
 
 def require_all_ran(report: GateReport) -> None:
@@ -225,43 +248,25 @@ def require_all_ran(report: GateReport) -> None:
         raise MissingDependencyError(f"--require-all: {len(skipped)} hops could not run ({reasons})")
 
 
-def _own_checks(form: Form, subject: _Subject) -> Iterator[Check]:
-    """Yields batch laws and the stored golden outputs of a form that has a batch profile."""
-    runnable, profile = form.runnable, form.profile
-    if runnable is None or profile is None:
-        return
-    limits, golden = subject.limits.of(form.precision), subject.golden
-    try:
-        size = min(DEFAULT_BATCH, profile[2])
-        outputs = run_in_chunks(runnable, golden.images, size)
-        yield _golden_check(form.key, golden, outputs, subject)
-        for report in batch_laws(
-            runnable, _spread(golden.images), profile, decision=subject.decision, limits=limits
-        ):
-            yield law_check(form.key, report)
-    except DgsNetError as err:
-        yield Check(form.key, "batch laws", FAILED, str(err))
-
-
-def _golden_check(key: str, golden: Golden, outputs: Outputs, subject: _Subject) -> Check:
-    precision = next(form.precision for form in subject.forms if form.key == key)
-    found = compare_logits(
-        key,
-        [f"golden {k}" for k in range(len(golden.images))],
-        golden.logit,
-        outputs[0],
+def _laws(form: Form, subject: _Subject) -> list[Check]:
+    found = form_checks(
+        form,
+        subject.golden,
+        subject.golden_name,
         decision=subject.decision,
-        limits=subject.limits.of(precision),
-        embeddings=(golden.embedding, outputs[1]),
+        limits=subject.limits.of(form.precision),
+        every=subject.every_size,
     )
-    text = f"max |dlogit| {found.max_abs_logit:.3g} over {found.count}, allowed {found.max_allowed:g}"
-    name = f"golden mosaics, stored {subject.golden_name}"
-    # An engine computes the same graph: what it has of this failure, the graph has handed down.
-    return Check(key, name, PASSED if found.passed else FAILED, text, is_own=key == ONNX_FP32)
+    return list(found)
+
+
+def _is_large(manifest: Manifest) -> bool:
+    names = (MODEL_NAME, f"{MODEL_NAME}.data")
+    return sum(manifest.files[name].size for name in names if name in manifest.files) > _LARGE_BYTES
 
 
 def _settings_check(manifest: Manifest, checkpoint: CheckpointSource | None) -> Check:
-    name = "checkpoint -> manifest, decision, preprocessing and origin"
+    name = AGREEMENT
     if checkpoint is None:
         return Check(SETTINGS, name, SKIPPED, "no --checkpoint")
     differences = settings_differences(manifest, checkpoint)
@@ -280,9 +285,3 @@ def _feed(data: Path | None, checkpoint: CheckpointSource | None, golden: NDArra
 def _widest(manifest: Manifest) -> tuple[int, int, int]:
     profiles = [profile for entry in manifest.engines for profile in entry.profiles]
     return max(profiles, key=lambda profile: profile[2]) if profiles else (1, 8, 32)
-
-
-def _spread(mosaics: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Returns a few mosaics from the whole set, which may be sorted by kind."""
-    places = np.linspace(0, len(mosaics) - 1, min(DISTINCT, len(mosaics))).astype(np.int64)
-    return mosaics[places]

@@ -16,7 +16,8 @@ from runtime.backends.base import Backend
 from runtime.errors import EngineLoadError, MissingDependencyError
 from runtime.spec import EMBEDDING_NAME, INPUT_NAME, LOGIT_NAME
 
-_ONLY_ERRORS = 3
+# What goes wrong comes back as an exception, and then once more in colour on standard error.
+_ONLY_FATAL = 4
 
 
 class GraphAsWritten(Backend):
@@ -42,7 +43,7 @@ class GraphAsWritten(Backend):
             ) from err
         self._path = path
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = _ONLY_ERRORS
+        options.log_severity_level = _ONLY_FATAL
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             self._session: Any = onnxruntime.InferenceSession(

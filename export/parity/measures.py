@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.parity.binomial import upper_bound
-from export.parity.compare import Flip
+from export.parity.compare import Flip, changed_verdicts
 from export.parity.data_set import Picture, labels_of
 from export.parity.ranking import Ranking, ranking
 from runtime.decision import Decision
@@ -37,10 +37,18 @@ class Spread:
 
 @dataclass(frozen=True)
 class Cosines:
-    """Cosine of two forms' embeddings, over the pictures; -1 where an embedding is not finite."""
+    """How two forms' embeddings agree, over the pictures.
+
+    Attributes:
+        smallest: cosine, the worst; -1 where an embedding is not finite.
+        mean: of the cosines.
+        length: largest |length of the form's embedding / the reference's - 1|, which a cosine does not see;
+            None when it was not taken.
+    """
 
     smallest: float
     mean: float
+    length: float | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,11 @@ class Comparison:
             "abs_probability": _spread_json(self.probability),
             "cosine": None
             if self.cosine is None
-            else {"min": self.cosine.smallest, "mean": self.cosine.mean},
+            else {
+                "min": self.cosine.smallest,
+                "mean": self.cosine.mean,
+                "max_length_change": self.cosine.length,
+            },
             "flips": [dict(vars(flip)) | {"item": utf8_name(flip.item)} for flip in self.flips],
             "hard_flips": self.hard_flips,
             "flips_at_half": self.flips_at_half,
@@ -132,6 +144,7 @@ def comparison(
     found: NDArray[np.float32],
     *,
     cosines: NDArray[np.float64] | None,
+    lengths: NDArray[np.float64] | None = None,
     decision: Decision,
     tie_below: float,
 ) -> Comparison:
@@ -143,6 +156,7 @@ def comparison(
         expected: raw logits, float32 ``[N]``.
         found: raw logits of the other form, float32 ``[N]``.
         cosines: of the embeddings, ``[N]``; None where there are none.
+        lengths: of the form's embeddings over the reference's, ``[N]``; None where they were not taken.
         decision: the rule by which a verdict counts as changed.
         tie_below: a flip whose reference margin is at most this is a tie.
     """
@@ -150,17 +164,8 @@ def comparison(
     finite = np.isfinite(before) & np.isfinite(after)
     difference = np.abs(before[finite] - after[finite])
     probability = np.abs(_probability(before[finite], decision) - _probability(after[finite], decision))
-    flipped = np.zeros(len(before), dtype=bool)
-    flipped[finite] = decision.is_generated(expected[finite]) != decision.is_generated(found[finite])
-    flips = tuple(
-        Flip(
-            item=pictures[k].name,
-            reference_logit=float(before[k]),
-            logit=float(after[k]),
-            margin=float(before[k] - decision.boundary_logit),
-            tie=bool(abs(before[k] - decision.boundary_logit) <= tie_below),
-        )
-        for k in np.flatnonzero(flipped).tolist()
+    flips, flipped = changed_verdicts(
+        [picture.name for picture in pictures], expected, found, decision=decision, tie_below=tie_below
     )
     labels = labels_of(list(pictures))
     names = np.array([picture.generator for picture in pictures], dtype=object)
@@ -171,7 +176,7 @@ def comparison(
         nonfinite=nonfinite,
         logit=Spread.of(difference),
         probability=Spread.of(probability),
-        cosine=None if cosines is None else Cosines(float(cosines.min()), float(cosines.mean())),
+        cosine=None if cosines is None else _cosines(cosines, lengths),
         flips=flips,
         flips_at_half=int(((before[finite] >= 0) != (after[finite] >= 0)).sum()),
         # A picture without a finite logit has no verdict at all, which is no agreement.
@@ -213,14 +218,9 @@ def _rankings(
     return None if before is None or after is None else (before, after)
 
 
-def cosine_rows(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Returns the cosine of each pair of rows, float64 ``[n]``; -1 where a number is not finite."""
-    a64, b64 = a.astype(np.float64), b.astype(np.float64)
-    good = np.isfinite(a64).all(axis=1) & np.isfinite(b64).all(axis=1)
-    cosines = np.full(len(a64), -1.0)
-    norms = np.linalg.norm(a64[good], axis=1) * np.linalg.norm(b64[good], axis=1)
-    cosines[good] = np.sum(a64[good] * b64[good], axis=1) / np.maximum(norms, 1e-300)
-    return cosines
+def _cosines(cosines: NDArray[np.float64], lengths: NDArray[np.float64] | None) -> Cosines:
+    length = None if lengths is None else float(np.abs(lengths - 1).max())
+    return Cosines(float(cosines.min()), float(cosines.mean()), length)
 
 
 def _probability(logits: NDArray[np.float64], decision: Decision) -> NDArray[np.float64]:

@@ -103,8 +103,8 @@ class GateReport:
         lines += [f"        unreadable, left out: {printable_name(n)}: {r}" for n, r in self.unreadable]
         if self.borrowed:
             lines.append(
-                f"        {self.borrowed} pictures are no plain 8-bit RGB or grey: their decoding is the "
-                "runtime's own here too, and not checked"
+                f"        {self.borrowed} pictures are of a rare kind (HEIC, Lab, 32-bit): their decoding is "
+                "the runtime's own here too, and not checked"
             )
         last = self.last
         if last is not None and last.first is not None:

@@ -5,9 +5,10 @@ order of patches in the runtime would move both sides alike. So the gate holds a
 the method's definition in the plainest way (Pillow, one FFT a patch, a sort) and used for nothing else. The
 counts and the permutation come from the checkpoint, not from the bundle under test.
 
-It decodes 8-bit RGB and grey pictures, which is what data sets hold. For palettes, transparency, CMYK, 16-bit
-samples and the like, rules are a choice, so those pictures take the runtime's decoder here too, and are
-counted: their decoding is not checked, their patch selection is.
+It decodes what Pillow reads as bilevel, grey, RGB, palette, CMYK or 16-bit grey, with or without
+transparency, by the rules that ``runtime.decode`` states: the first frame, upright, on white, the high byte
+of 16 bits. What is left (HEIC, Lab, 32-bit samples) takes the runtime's decoder here too, and is counted:
+its decoding is not checked, its patch selection is.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.decode import decode_image
+from runtime.decode import FORMATS, MAX_PIXELS, MAX_SIDE, decode_image
 from runtime.errors import ImageError
 from runtime.spec import Preprocessing
 
 if TYPE_CHECKING:
     from PIL import Image
 
-_PLAIN_MODES = ("RGB", "L")
-_ORIENTATION_TAG = 0x0112
+_OPAQUE_MODES = ("1", "L", "RGB", "P", "CMYK")
+_LAYERED_MODES = ("LA", "RGBA")
+_WHITE = 255
 _DECIMALS = 9
 _EPSILON = 1e-12
 # Patches transformed at once: 256 of them take 4 MiB as complex numbers, however large the picture is.
@@ -54,11 +56,18 @@ def reference_mosaic(path: Path, preprocessing: Preprocessing) -> ReferenceMosai
     Raises:
         ImageError: the file cannot be read or is smaller than one patch.
     """
-    image = _plain_pixels(path)
-    is_independent = image is not None
-    if image is None:
-        image = decode_image(path)
+    image, is_independent = reference_pixels(path)
     return ReferenceMosaic(mosaic_from_image(image, preprocessing, str(path)), is_independent)
+
+
+def reference_pixels(path: Path) -> tuple[NDArray[np.uint8], bool]:
+    """Returns a file's pixels, uint8 ``[H, W, 3]``, and whether the runtime had no part in decoding them.
+
+    Raises:
+        ImageError: the file cannot be read.
+    """
+    image = _plain_pixels(path)
+    return (decode_image(path), False) if image is None else (image, True)
 
 
 def mosaic_from_image(
@@ -102,21 +111,35 @@ def _entropies(patches: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def _plain_pixels(path: Path) -> NDArray[np.uint8] | None:
-    """Returns the pixels of a plain 8-bit picture, None of any other or of one that Pillow does not read."""
+    """Returns a picture's pixels, None where the rules here do not reach or Pillow does not read it."""
     from PIL import Image, ImageOps
 
     try:
         with warnings.catch_warnings():
-            # Size limits are the runtime's to enforce: what it refuses has no verdict to compare.
+            # Pillow warns of sizes that the runtime accepts.
             warnings.simplefilter("ignore")
-            with Image.open(path) as opened:
-                if not _is_plain(opened):
+            # Formats and sizes that the runtime refuses have no verdict, and some formats start a program.
+            with Image.open(path, formats=(*FORMATS, "MPO")) as opened:
+                if opened.width * opened.height > MAX_PIXELS or max(opened.size) > MAX_SIDE:
                     return None
                 opened.load()
-                return np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+                return _rgb(ImageOps.exif_transpose(opened))
     except Exception:  # Pillow raises many kinds on damaged files; the runtime's decoder then says what it is
         return None
 
 
-def _is_plain(image: Image.Image) -> bool:
-    return image.mode in _PLAIN_MODES and "transparency" not in image.info and image.format != "TIFF"
+def _rgb(image: Image.Image) -> NDArray[np.uint8] | None:
+    """Returns uint8 ``[H, W, 3]``; None of a mode for which no rule stands here."""
+    key = image.info.get("transparency")
+    if image.mode == "I;16":
+        samples = np.asarray(image).astype(np.int64)
+        grey = samples // 256
+        if isinstance(key, int):
+            grey[samples == key] = _WHITE
+        return np.repeat(grey.astype(np.uint8)[..., np.newaxis], 3, axis=2)
+    if image.mode in _LAYERED_MODES or (key is not None and image.mode in _OPAQUE_MODES):
+        layered = np.asarray(image.convert("RGBA")).astype(np.int64)
+        colour, alpha = layered[..., :3], layered[..., 3:]
+        # Rounded to the nearest: 255 is odd, so no value lies half-way.
+        return ((colour * alpha + _WHITE * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return np.asarray(image.convert("RGB")) if image.mode in _OPAQUE_MODES else None

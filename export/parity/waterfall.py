@@ -14,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.parity.data_set import Picture
+from export.parity.embeddings import cosine_rows, length_rows
 from export.parity.feeding import Feed
-from export.parity.forms import Form, Runnable, ancestors, run_in_chunks
+from export.parity.forms import Form, Runnable, ancestors, failure_text, run_in_chunks
 from export.parity.from_files import FilesForm
-from export.parity.measures import Comparison, comparison, cosine_rows
+from export.parity.measures import Comparison, comparison
 from export.parity.settings import GateLimits
 from runtime.console import Progress
 from runtime.decision import Decision
-from runtime.errors import DataError, DgsNetError
+from runtime.errors import DataError
 
 COMPARED, FIRST, SKIPPED, FAILED = "compared", "first", "skipped", "failed"
 
@@ -127,6 +128,7 @@ class _Run:
         self._files = list(files)
         self._chain = [*self._forms, *map(_as_form, files)]
         self._cosines: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
+        self._lengths: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
         self._broken: dict[str, str] = {}
         self._seconds: dict[str, float] = {}
 
@@ -144,12 +146,15 @@ class _Run:
                 if above in embeddings:
                     cosines = cosine_rows(embeddings[above], outputs[1])
                     self._cosines.setdefault((above, form.key), []).append(cosines)
+                    lengths = length_rows(embeddings[above], outputs[1])
+                    self._lengths.setdefault((above, form.key), []).append(lengths)
             embeddings[form.key] = outputs[1]
         for files in self._files:
             started = time.perf_counter()
             self.logits.setdefault(files.key, []).append(files.run_files(pictures))
             self._spend(files.key, started)
-            files.compare_mosaic(pictures[0], mosaics[0])
+            for picture, mosaic in zip(pictures, mosaics, strict=True):
+                files.compare_mosaic(picture, mosaic)
 
     def hop(self, form: Form, pictures: list[Picture], decision: Decision, limits: GateLimits) -> Hop:
         """Returns what became of a form."""
@@ -170,7 +175,8 @@ class _Run:
                 pictures,
                 np.concatenate(self.logits[above]),
                 np.concatenate(self.logits[form.key]),
-                cosines=self._all_cosines(above, form.key),
+                cosines=_joined(self._cosines, above, form.key),
+                lengths=_joined(self._lengths, above, form.key),
                 decision=decision,
                 tie_below=limits.max_abs_logit(form.precision if k == 0 else coarsest),
             )
@@ -178,19 +184,14 @@ class _Run:
         ]
         return Hop(*common, COMPARED, "", pair[0], pair[1], seconds)
 
-    def _all_cosines(self, above: str, key: str) -> NDArray[np.float64] | None:
-        parts = self._cosines.get((above, key))
-        return None if parts is None else np.concatenate(parts)
-
     def _timed(
         self, key: str, runnable: Runnable, mosaics: NDArray[np.uint8], size: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         started = time.perf_counter()
         try:
             outputs = run_in_chunks(runnable, mosaics, size)
-        except DgsNetError as err:
-            # One broken form must not hide what the others say, and where the chain breaks is the answer.
-            self._broken[key] = str(err)
+        except Exception as err:  # whatever an engine raises must not hide what the other forms say
+            self._broken[key] = failure_text(err)
             self.logits.pop(key, None)
             return None
         self._spend(key, started)
@@ -206,6 +207,13 @@ def coarsest_precision(forms: Sequence[Form], key: str) -> str:
     precisions = {form.key: form.precision for form in forms}
     chain = [key, *ancestors(forms, key)]
     return "fp16" if any(precisions.get(one) == "fp16" for one in chain) else "fp32"
+
+
+def _joined(
+    parts: dict[tuple[str, str], list[NDArray[np.float64]]], above: str, key: str
+) -> NDArray[np.float64] | None:
+    found = parts.get((above, key))
+    return None if found is None else np.concatenate(found)
 
 
 def _chunk(form: Form, batch: int) -> int:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 Taps = dict[str, NDArray[Any]]
-_ONLY_ERRORS = 3
+_ONLY_FATAL = 4
 _PROBE = (450_000.0, 1.0 + 2.0**-12, 2.0**-24)
 _PROBE_ROUNDED = (float("inf"), 1.0, 2.0**-24)
 
@@ -105,7 +105,7 @@ def _open(graph: bytes, folder: Path | None, name: str, threads: int | None) -> 
             f'onnxruntime does not import ({one_line(err)}); pip install "dgsnet[cpu]"'
         ) from err
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ONLY_ERRORS
+    options.log_severity_level = _ONLY_FATAL
     # Weights are cast once, when the graph is opened, from this level on; higher ones measured no faster.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     # In the default order ORT takes the reductions of a watched tensor last, and so keeps every tensor alive:

@@ -196,7 +196,7 @@ def test_build_bundle__takes_the_graph_that_these_were_made_from(
     onnx.save(vit(), tmp_path / "model.onnx")
     report = build_bundle(tmp_path / "model.onnx", tmp_path / "bundle", BundleOptions())
     assert report.passed
-    assert [phase.is_numeric for phase in report.phases].count(True) == 3
+    assert [phase.is_numeric for phase in report.phases].count(True) == 4
 
 
 @pytest.mark.parametrize(

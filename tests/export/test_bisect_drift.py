@@ -236,9 +236,7 @@ def test_fp16_drift__blames_the_block_that_overflows(block: int, graph: Path, to
 def test_fp16_drift__blames_the_block_whose_residual_leaves_the_range(graph: Path) -> None:
     def plant(model: Any) -> None:
         for block in (1, 2):
-            change_weight(
-                model, f"block_{block}/mlp/proj/bias", lambda b: _at(b.copy(), 3, 40000)
-            )
+            change_weight(model, f"block_{block}/mlp/proj/bias", lambda b: _at(b.copy(), 3, 40000))
 
     change(graph, plant)
     fp16_from_fp32(graph, graph.with_name(FP16), PrecisionPolicy())

@@ -18,14 +18,13 @@ from PIL import Image
 
 from export.commands.precision_options import policy_from_options, precision_options
 from export.parity.compare import Limits
-from export.parity.emulated_fp16 import emulated_fp16_parity
 from export.parity.fp16_graph import fp16_loader_check
 from export.precision.calibration import calibration_mosaics
 from export.precision.conversion import fp16_from_fp32
 from export.precision.headroom import OverflowReport
 from export.precision.overflow import overflow_report
 from export.precision.policy import PrecisionPolicy
-from export.precision.watching import open_watched_fp32
+from export.precision.watching import open_emulation, open_watched_fp32
 from runtime.decision import Decision
 from runtime.errors import DataError, GateFailedError, SpecError
 from runtime.pictures import mosaic_from_file
@@ -144,9 +143,9 @@ def test_guard__plain_onnxruntime_misses_it(
         assert max(seen.largest for seen in session.seen.values()) > 65520
     loader = fp16_loader_check(fp16, images, reference, **JUDGE)
     assert loader.passed, loader.line()
-    emulated = emulated_fp16_parity(fp16, images, reference, **JUDGE, threads=1)
-    assert not emulated.passed
-    assert emulated.overflows[0][0] == "block_1"
+    with open_emulation(fp16, threads=1) as session:
+        session.run(images)
+        assert session.overflows()[0][0] == "block_1"
     assert not overflow_report(fp32, fp16, images, PrecisionPolicy(), threads=1).passed
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from export.parity.binomial import images_needed, upper_bound
 from export.parity.data_set import Picture, pictures_below
-from export.parity.measures import comparison, cosine_rows
+from export.parity.embeddings import cosine_rows
+from export.parity.measures import comparison
 from export.parity.ranking import ranking
 from export.parity.reference_mosaics import mosaic_from_image, reference_mosaic
 from runtime.decision import Decision
@@ -107,19 +108,27 @@ def test_reference_mosaic__agrees_with_the_runtime_on_every_kind_of_file(tmp_pat
     colour = Image.fromarray(picture(1, 320, 352))
     turned = Image.Exif()
     turned[0x0112] = 6
+    draw = np.random.default_rng(3)
+    layered = np.dstack([picture(1, 320, 352), draw.integers(0, 256, (320, 352), dtype=np.uint8)])
+    deep = draw.integers(0, 65536, (320, 352), dtype=np.uint16)
     paths = {
         save(tmp_path / "a.png", colour): True,
         save(tmp_path / "b.jpg", colour, quality=83): True,
         save(tmp_path / "turned.jpg", colour, exif=turned): True,
         save(tmp_path / "grey.png", colour.convert("L")): True,
         save(tmp_path / "c.webp", colour): True,
-        save(tmp_path / "alpha.png", colour.convert("RGBA")): False,
-        save(tmp_path / "palette.png", colour.convert("P")): False,
-        save(tmp_path / "cmyk.jpg", colour.convert("CMYK")): False,
-        save(
-            tmp_path / "deep.png", Image.fromarray(picture(2, 320, 352)[..., 0].astype(np.uint16) * 257)
-        ): False,
-        save(tmp_path / "d.tiff", colour): False,
+        save(tmp_path / "alpha.png", Image.fromarray(layered)): True,
+        save(tmp_path / "grey_alpha.png", Image.fromarray(layered).convert("LA")): True,
+        save(tmp_path / "key.png", colour, transparency=tuple(layered[40, 40, :3].tolist())): True,
+        save(tmp_path / "palette.png", colour.convert("P")): True,
+        save(tmp_path / "palette_key.png", colour.quantize(32), transparency=5): True,
+        save(tmp_path / "first.gif", colour, save_all=True, append_images=[colour.rotate(90)]): True,
+        save(tmp_path / "cmyk.jpg", colour.convert("CMYK")): True,
+        save(tmp_path / "two.png", colour.convert("1")): True,
+        save(tmp_path / "deep.png", Image.fromarray(deep)): True,
+        save(tmp_path / "deep_key.png", Image.fromarray(deep), transparency=int(deep[0, 0])): True,
+        save(tmp_path / "d.tiff", colour, exif=turned): True,
+        save(tmp_path / "lab.tiff", colour.convert("LAB")): False,
     }
     for path, is_independent in paths.items():
         found = reference_mosaic(path, Preprocessing())
@@ -130,7 +139,9 @@ def test_reference_mosaic__agrees_with_the_runtime_on_every_kind_of_file(tmp_pat
 def test_reference_mosaic__refuses_what_the_runtime_refuses(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     tiny = save(tmp_path / "tiny.png", Image.fromarray(picture(1, 20, 400)))
-    for path in (tmp_path / "broken.png", tiny):
+    # Pillow reads Targa, the runtime does not: no verdict, so nothing to compare.
+    targa = save(tmp_path / "targa.png", Image.fromarray(picture(1, 64, 64)), format="TGA")
+    for path in (tmp_path / "broken.png", tiny, targa):
         with pytest.raises(ImageError, match=path.name):
             reference_mosaic(path, Preprocessing())
 

@@ -13,10 +13,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+from PIL import Image
 
 from export.build import BundleOptions, build_bundle
 from export.checkpoint import CheckpointSource
 from export.engine.options import BuildOptions
+from export.parity.checks import ORIGIN
 from export.parity.forms import FP16, MERGED, ONNX_FP32
 from export.parity.gate import GateOptions, bundle_gate
 from export.parity.outcome import GateReport
@@ -43,10 +45,21 @@ def bundle(sound: Path, tmp_path: Path) -> Path:
     return shutil.copytree(sound, tmp_path / "bundle")
 
 
+@pytest.fixture(scope="module")
+def few(data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pictures of each label: a wrong graph is wrong on any."""
+    root = tmp_path_factory.mktemp("few")
+    for label in ("0_real", "1_fake"):
+        (root / "blur" / label).mkdir(parents=True)
+        for path in sorted((data_set / "test" / "blur" / label).iterdir())[:2]:
+            shutil.copy(path, root / "blur" / label)
+    return root
+
+
 @pytest.fixture
-def gate(checkpoint: CheckpointSource, data_set: Path) -> Callable[[Path], GateReport]:
+def gate(checkpoint: CheckpointSource, few: Path) -> Callable[[Path], GateReport]:
     def run(bundle: Path, **options: Any) -> GateReport:
-        return bundle_gate(bundle, checkpoint, data_set / "test", options=GateOptions(**options))
+        return bundle_gate(bundle, checkpoint, few, options=GateOptions(**options))
 
     return run
 
@@ -121,6 +134,12 @@ def quick_gelu_for_gelu(model: Any) -> None:
         rest = kept[len(before) :]
         del graph.node[:]
         graph.node.extend([*before, *new, *rest])
+
+
+def swap_residual(model: Any) -> None:
+    """The sum of block 2 takes what the attention gave instead of what came in."""
+    node = next(node for node in model.graph.node if node.name == "block_2/mlp/residual")
+    node.input[0] = "block_2/attention/out/add"
 
 
 def freeze_batch(model: Any) -> None:
@@ -224,13 +243,84 @@ def test_gate__blames_a_merge_that_adds_twice(
     assert report.blame == MERGED
 
 
-def test_gate__blames_the_fp16_graph(bundle: Path, gate: Callable[[Path], GateReport]) -> None:
-    def wrong(model: Any) -> None:
-        weight = next(w for w in model.graph.initializer if w.name.startswith("block_1/mlp/fc/weight"))
-        set_weight(model, weight.name, lambda w: np.roll(w, 1, axis=0))
+def fp16_weight(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Any], None]:
+    return lambda model: set_weight(model, f"{name}_fp16", lambda w: change(w).astype(np.float16))
 
-    change_graph(bundle, wrong, "model_fp16.onnx")
-    assert gate(bundle).blame == FP16
+
+def one_sign(weight: np.ndarray) -> np.ndarray:
+    turned = weight.copy()
+    turned[3, 5] *= -1
+    return turned
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        pytest.param(
+            fp16_weight("block_1/mlp/fc/weight", lambda w: np.roll(w, 1, axis=0)),
+            "weight block_1/mlp/fc/weight_fp16",
+            id="weight-of-a-block",
+        ),
+        # What follows moves no logit by more than FP16's own rounding does: the files tell.
+        pytest.param(
+            fp16_weight("block_3/mlp/fc/weight", one_sign), "weight block_3/mlp/fc/weight_fp16", id="one-sign"
+        ),
+        pytest.param(
+            fp16_weight("block_2/attention/scale", lambda w: w * np.float16(1.01)),
+            "weight block_2/attention/scale_fp16",
+            id="attention-scale",
+        ),
+        pytest.param(set_epsilon, "attribute epsilon of stem/ln_pre", id="epsilon"),
+        pytest.param(swap_residual, "block_2/mlp/residual reads other tensors", id="edge"),
+    ],
+)
+def test_gate__blames_the_fp16_graph(
+    bundle: Path, gate: Callable[[Path], GateReport], change: Callable[[Any], None], told: str
+) -> None:
+    change_graph(bundle, change, "model_fp16.onnx")
+    report = gate(bundle)
+    assert report.blame == FP16
+    text = next(check.text for check in report.failed if check.name == ORIGIN)
+    assert text.startswith(told)
+
+
+@pytest.mark.parametrize("size", [3, 4])
+def test_gate__looks_at_every_batch_size(
+    sound: Path, checkpoint: CheckpointSource, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """An engine that is off, or breaks with an error of its own kind, at one size only."""
+    from runtime.backends.onnx_session import OnnxSession
+
+    right = OnnxSession._infer
+
+    def wrong(self: OnnxSession, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        logit, embedding = right(self, images)
+        if len(images) == size == 4:
+            raise RuntimeError("out of order")
+        return logit + np.float32(0.04 * (len(images) == size)), embedding
+
+    monkeypatch.setattr(OnnxSession, "_infer", wrong)
+    report = bundle_gate(sound, checkpoint, None, options=GateOptions(batch=2))
+    assert report.blame == ENGINE
+    assert f"batch {size}" in {check.name for check in report.failed} or size == 4
+    assert size != 4 or any("RuntimeError: out of order" in check.text for check in report.failed)
+
+
+def test_gate__sees_embeddings_of_another_length(
+    sound: Path, checkpoint: CheckpointSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runtime.backends.onnx_session import OnnxSession
+
+    right = OnnxSession._infer
+
+    def longer(self: OnnxSession, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        logit, embedding = right(self, images)
+        return logit, embedding * np.float32(1.001)
+
+    monkeypatch.setattr(OnnxSession, "_infer", longer)
+    report = bundle_gate(sound, checkpoint, None)
+    assert report.blame == ENGINE
+    assert all(check.name.endswith("length of embeddings") for check in report.failed)
 
 
 def test_gate__sees_an_fp16_overflow_that_plain_onnx_runtime_misses(
@@ -274,45 +364,60 @@ def test_gate__sees_an_fp16_overflow_that_plain_onnx_runtime_misses(
 @pytest.fixture
 def _wrong_runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A fault inside the runtime's own preprocessing, wherever the runtime calls it from."""
-    import runtime.decode
+    import runtime.decode.colour
+    import runtime.decode.pillow_pixels
     import runtime.patches
 
     kind = request.param
-    names = {"bgr": "decode_image", "highest-first": "select_patches", "one-pixel-off": "decode_image"}
-    name = names[kind]
-    home = runtime.decode if name == "decode_image" else runtime.patches
-    right = getattr(home, name)
-
-    def wrong(*words: Any, **options: Any) -> np.ndarray:
-        found = right(*words, **options)
-        if kind == "bgr":
-            return np.ascontiguousarray(found[..., ::-1])
-        if kind == "one-pixel-off":
-            return np.roll(found, 1, axis=1)
-        cells = found.reshape(7, 32, 7, 32, 3).transpose(0, 2, 1, 3, 4).reshape(49, 32, 32, 3)[::-1]
-        return np.ascontiguousarray(
-            cells.reshape(7, 7, 32, 32, 3).transpose(0, 2, 1, 3, 4).reshape(224, 224, 3)
+    if kind == "highest-first":
+        right = runtime.patches.selected_patches
+        monkeypatch.setattr(runtime.patches, "selected_patches", lambda picture: right(picture)[::-1])
+    elif kind == "alpha-on-black":
+        monkeypatch.setattr(runtime.decode.colour, "BACKGROUND", (0, 0, 0))
+    elif kind == "exif-ignored":
+        monkeypatch.setattr(runtime.decode.pillow_pixels, "_orientation", lambda image: 1)
+    else:
+        whole = runtime.decode.pillow_pixels.PillowPixels.whole
+        turn = {"bgr": lambda p: p[..., ::-1], "one-pixel-off": lambda p: np.roll(p, 1, axis=1)}[kind]
+        monkeypatch.setattr(
+            runtime.decode.pillow_pixels.PillowPixels,
+            "whole",
+            lambda pixels: np.ascontiguousarray(turn(whole(pixels))),
         )
-
-    import sys
-
-    for module in [m for n, m in sys.modules.items() if n.startswith(("runtime.", "export.parity."))]:
-        if getattr(module, name, None) is right:
-            monkeypatch.setattr(module, name, wrong)
     return str(kind)
 
 
-@pytest.mark.parametrize("_wrong_runtime", ["bgr", "highest-first", "one-pixel-off"], indirect=True)
+@pytest.fixture(scope="module")
+def rare_kinds(data_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Plain pictures, and among them one turned by EXIF and one with transparency."""
+    folder = shutil.copytree(data_set / "test" / "blur" / "0_real", tmp_path_factory.mktemp("rare") / "mine")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.open(folder / "001.png").save(folder / "turned.jpg", exif=turned)
+    layered = Image.open(folder / "002.png").convert("RGBA")
+    layered.putalpha(90)
+    layered.save(folder / "layered.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "_wrong_runtime",
+    ["bgr", "highest-first", "one-pixel-off", "alpha-on-black", "exif-ignored"],
+    indirect=True,
+)
 def test_gate__blames_the_runtimes_preprocessing(
-    sound: Path, gate: Callable[[Path], GateReport], _wrong_runtime: str
+    sound: Path, checkpoint: CheckpointSource, rare_kinds: Path, _wrong_runtime: str
 ) -> None:
-    report = gate(sound)
+    report = bundle_gate(sound, checkpoint, rare_kinds)
     assert report.blame == FILES
     text = next(check.text for check in report.failed if check.name == "mosaics byte by byte")
     told = {
         "bgr": "channels are reversed",
         "highest-first": "another order",
         "one-pixel-off": "decoded differently",
+        # One file of eight, in the middle of a batch.
+        "alpha-on-black": "1 of 8 files differ, first layered.png",
+        "exif-ignored": "1 of 8 files differ, first turned.jpg",
     }
     assert told[_wrong_runtime] in text
 

@@ -290,7 +290,6 @@ def test_select_engine__warns_of_two_onnxruntimes(
     assert "overwrite each other" in caplog.text
 
 
-
 def test_cuda_device__answers_without_raising() -> None:
     device = cuda_device()
     assert device is None or device.target.startswith("sm_")

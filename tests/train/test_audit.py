@@ -99,7 +99,7 @@ def test_audit_samples__leave_out_what_cannot_be_read(
         "a/0_real/1.png", "a/0_real/2.png", "a/1_fake/3.png", "a/1_fake/4.png"
     ]  # fmt: skip
     reasons = [reason for _, reason in found.unreadable]
-    assert reasons[0].startswith("truncated or damaged")
+    assert reasons[0].startswith("truncated picture")
     assert "31 x 400" in reasons[2]
     assert found.samples == [s for s in samples if s not in [bad for bad, _ in found.unreadable]]
     assert "left out: a/0_real/2.png: found an empty file" in log.text

@@ -13,6 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from train.backbone import load_clip
 from train.config import LoraConfig, SurgeryConfig, TrainConfig
+from train.dropout import Dropout
 from train.lora import add_lora, lora_state
 from train.model import DgsNet
 from train.recipes import Batch
@@ -197,7 +198,7 @@ def test_encode_teacher__is_the_tower_without_adapters_or_dropout(tower: nn.Modu
     images = torch.randint(0, 256, (3, 224, 224, 3), dtype=torch.uint8)
     model = copy.deepcopy(moved)
     for block in model.visual.transformer.resblocks:
-        block.attn.dropout.p = 0.8
+        block.attn.dropout = Dropout(0.8)
     with torch.no_grad():
         pixels = (images.permute(0, 3, 1, 2).float() / 255 - model.mean) / model.std
         want = tower(pixels)

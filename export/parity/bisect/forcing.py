@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 Values = dict[str, NDArray[np.float32]]
-_ONLY_ERRORS = 3
+_ONLY_FATAL = 4
 
 
 def force_parts(model: ModelProto, boundaries: Sequence[Boundary], halves: set[str]) -> None:
@@ -86,7 +86,7 @@ class ForcedSession:
         self.name = name
         self._boundaries = list(boundaries)
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = _ONLY_ERRORS
+        options.log_severity_level = _ONLY_FATAL
         # The level at which the emulation runs too; the casts of both are proved there.
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.enable_mem_pattern = False

@@ -14,8 +14,9 @@ from export.parity.bisect.pictures import Chosen
 from export.parity.checks import FAILED, Check, hop_checks
 from export.parity.compare import Outputs
 from export.parity.data_set import Picture
+from export.parity.embeddings import cosine_rows
 from export.parity.forms import FP16
-from export.parity.measures import Comparison, comparison, cosine_rows
+from export.parity.measures import Comparison, comparison
 from export.parity.settings import GateLimits
 from export.parity.waterfall import COMPARED, Hop
 from export.precision.blocks import number_list

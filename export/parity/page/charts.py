@@ -75,7 +75,7 @@ def _bar_row(bar: Bar, top: int, place: Callable[[float | None], float]) -> list
             parts.append(f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{top + 18}" y2="{top + 30}"/>')
     if bar.limit:
         at = place(bar.limit)
-        parts.append(f'<line class="limit" x1="{at:.1f}" x2="{at:.1f}" y1="{top + 15}" y2="{top + 33}"/>')
+        parts.append(f'<line class="limit" x1="{at:.1f}" x2="{at:.1f}" y1="{top + 16}" y2="{top + 33}"/>')
     return parts
 
 

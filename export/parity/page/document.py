@@ -114,7 +114,7 @@ def _waterfall(report: GateReport) -> str:
                 None if found is None else found.logit.p50,
                 None if found is None else found.logit.p99,
                 limit,
-                report.hop_status(hop),
+                _bar_status(hop, report),
             )
         )
     legend = (
@@ -122,6 +122,14 @@ def _waterfall(report: GateReport) -> str:
         "strokes are p50 and p99, the dashed line is the limit. Logarithmic; 0 is the left edge.</p>"
     )
     return f"<figure>{bar_chart(bars, 'Difference of logits at each hop')}</figure>{legend}"
+
+
+def _bar_status(hop: Hop, report: GateReport) -> str:
+    """What a hop was handed down is not its bar's: that shows the step from the form before."""
+    status = report.hop_status(hop)
+    if status == "failed" and not any(check.is_own for check in report.failed if check.hop == hop.key):
+        return "handed down"
+    return status
 
 
 def _hop(hop: Hop, report: GateReport) -> str:
@@ -227,8 +235,8 @@ def _sureness(report: GateReport) -> str:
     lines = [] if last is None or last.first is None else bound_lines(last.first)
     if report.borrowed:
         lines.append(
-            f"{report.borrowed} pictures are no plain 8-bit RGB or grey: their decoding was not checked, "
-            "their patch selection was."
+            f"{report.borrowed} pictures are of a rare kind (HEIC, Lab, 32-bit): their decoding was not "
+            "checked, their patch selection was."
         )
     return "".join(f"<p>{escape(line)}</p>" for line in lines) or "<p>Nothing was compared.</p>"
 

@@ -36,7 +36,7 @@ figure { margin: 0; }
 svg { display: block; width: 100%; max-width: 560px; height: auto; }
 svg text { fill: var(--text); font-size: 11px; }
 svg .quiet { fill: var(--faint); }
-svg .axis { stroke: var(--line); } svg .limit { stroke: var(--bad); stroke-dasharray: 3 2; stroke-width: 2; }
+svg .axis { stroke: var(--line); } svg .limit { stroke: var(--mark); stroke-dasharray: 3 2; stroke-width: 2; }
 svg .diagonal { stroke: var(--faint); stroke-dasharray: 4 3; }
 svg .boundary { stroke: var(--faint); stroke-dasharray: 1 3; }
 svg .bar { fill: var(--bar); } svg .bar.bad { fill: var(--bar-bad); }
