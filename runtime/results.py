@@ -73,6 +73,7 @@ class ResultsFile:
     Args:
         path: the file; its folder must exist.
         bundle_digest: of the bundle that judges.
+        views: how many arrangements of the patches it averages.
         resume: whether to continue a file that exists.
         overwrite: whether to replace a file that exists.
 
@@ -81,14 +82,17 @@ class ResultsFile:
 
     Raises:
         UsageError: the file exists and neither was asked for, it is no regular file, another process writes
-            to it, or it was written with another bundle.
+            to it, or it was written with another bundle or another number of views.
         DataError: a line of it is no result.
         OSError: it cannot be written.
     """
 
-    def __init__(self, path: Path, bundle_digest: str, *, resume: bool, overwrite: bool) -> None:
+    def __init__(
+        self, path: Path, bundle_digest: str, *, views: int = 1, resume: bool, overwrite: bool
+    ) -> None:
         self._path = path
         self._bundle = bundle_digest[:_BUNDLE_DIGITS]
+        self._views = views
         self._stream: IO[bytes] = open(  # noqa: SIM115 - closed by close()
             os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0
         )
@@ -172,6 +176,11 @@ class ResultsFile:
                         f"{_name(self._path)}: line {number} was judged by bundle {found}, this one is "
                         f"{self._bundle}; give another --output"
                     )
+                if row["error"] is None and row["views"] != self._views:
+                    raise UsageError(
+                        f"{_name(self._path)}: line {number} averages {row['views']!s:.20} views, this run "
+                        f"{self._views}; give the same --views, or another --output"
+                    )
                 state = FileState(row["size"], row["mtime_ns"])
                 if state.size is None or row["path"] is None:
                     continue
@@ -187,7 +196,12 @@ class ResultsFile:
         try:
             row = json.loads(line)
             _row_name(row)
-            if not isinstance(row["error"], (dict, type(None))) or {"size", "mtime_ns", "bundle"} - set(row):
+            if not isinstance(row["error"], (dict, type(None))) or {
+                "size",
+                "mtime_ns",
+                "bundle",
+                "views",
+            } - set(row):
                 raise ValueError("a key is missing or of another type")
             if row["error"] is not None:
                 row["error"]["code"]

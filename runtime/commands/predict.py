@@ -123,7 +123,9 @@ def predict(
                 if output.resolve().is_relative_to(detector.bundle.path):
                     raise UsageError("--output lies in the bundle, which then opens no more; move it out")
                 digest = detector.bundle.manifest.digest
-                results = ResultsFile(output, digest, resume=resume, overwrite=overwrite)
+                results = ResultsFile(
+                    output, digest, views=options["views"] or 1, resume=resume, overwrite=overwrite
+                )
                 # With other limits a picture that was refused may be read now.
                 retry = any(options[name] for name in ("max_pixels", "max_side", "allow_truncated"))
                 verdicts = _into_file(detector, names, stack.enter_context(results), tally, retry=retry)

@@ -43,7 +43,9 @@ def opened(path: Path, **changes: Any) -> ResultsFile:
 
 
 def judged(path: str) -> Detection:
-    return Detection(path=path, label="real", probability=0.25, logit=-1.0, threshold=0.5, margin=-1.0)
+    return Detection(
+        path=path, label="real", probability=0.25, logit=-1.0, threshold=0.5, margin=-1.0, views=1
+    )
 
 
 def test_results__hold_what_was_appended(tmp_path: Path) -> None:
@@ -156,6 +158,8 @@ def test_results__refuse_another_bundle_an_old_file_and_a_second_writer(tmp_path
         opened(path, resume=False)
     with pytest.raises(UsageError, match=r"line 1 was judged by bundle abab.*this one is cdcd"):
         ResultsFile(path, "cd" * 32, resume=True, overwrite=False)
+    with pytest.raises(UsageError, match=r"line 1 averages 1 views, this run 4; give the same --views"):
+        opened(path, views=4)
     assert path.read_bytes() == content
     opened(path, resume=False, overwrite=True).close()
     assert path.read_bytes() == b""
