@@ -28,6 +28,8 @@ _CHILD = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from export.steps.child import answer_parent; answer_parent()"
 )
+# The child's first byte: from then on an interrupt ends it in order; before, Python dies of one with a trace.
+_READY = b"R"
 _PATIENCE_SECONDS = 10.0
 _INTERRUPTED = 130
 
@@ -61,11 +63,14 @@ def run_in_child(title: str, work: Callable[..., T], *arguments: object) -> T:
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
+    assert process.stdout is not None
+    is_ready = False
     try:
-        answer = _exchange(process, request)
+        is_ready = process.stdout.read(1) == _READY
+        answer = _exchange(process, request) if is_ready else b""
         code = process.wait()
     except BaseException:
-        _stop(process)
+        _stop(process, is_ready=is_ready)
         raise
     finally:
         for stream in (process.stdin, process.stdout):
@@ -86,6 +91,8 @@ def answer_parent() -> NoReturn:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not end up inside the answer
     try:
+        answers.write(_READY)
+        answers.flush()
         # Unbuffered: the thread reads the same descriptor, and must see its end and nothing else.
         stream = os.fdopen(0, "rb", buffering=0, closefd=False)
         length = int.from_bytes(_read_exactly(stream, 8), "big")
@@ -121,10 +128,10 @@ def _exchange(process: subprocess.Popen[bytes], request: bytes) -> bytes:
     return process.stdout.read()
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes], *, is_ready: bool) -> None:
     """Asks the child to stop, so that it removes what it began outside the build's folder, or kills it."""
     try:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGINT if is_ready else signal.SIGKILL)
         process.wait(_PATIENCE_SECONDS)
     except BaseException:
         process.kill()

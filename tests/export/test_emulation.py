@@ -258,4 +258,3 @@ def test_emulation__sees_an_overflow_that_no_logit_shows(vit: Make, images: Any,
     assert hop.max_abs_logit < LIMITS.max_abs_logit
     assert session.first_overflow.node == "block_1/gate_in"
     assert [part for part, _inf, _nan in session.overflows()] == ["block_1"]
-    assert "FP16 overflow first in block_1, node block_1/gate_in" in hop.line()
