@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from export.cpu_session import open_cpu_session
 from export.parity.compare import HopReport, Limits, Outputs, compare_logits
 from runtime.decision import Decision
-from runtime.errors import EngineBuildError, MissingDependencyError
+from runtime.errors import EngineBuildError, EngineLoadError, MissingDependencyError
 from runtime.spec import EMBEDDING_NAME, INPUT_NAME, LOGIT_NAME
 
 # Enough to see a wrong weight; a large tower takes seconds for each on a CPU.
@@ -29,20 +30,14 @@ def fp16_loader_check(
         EngineBuildError: ONNX Runtime cannot open or run the graph.
         MissingDependencyError: onnxruntime is not installed.
     """
-    try:
-        import onnxruntime
-    except ImportError as err:
-        raise MissingDependencyError(
-            f'onnxruntime is not installed ({err}); pip install "dgsnet[cpu]"'
-        ) from err
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # fatal: what fails is raised, and would be printed besides
-    # Higher levels crash the process on FP16 vision transformers (onnxruntime 1.23 to 1.31, CPU).
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     images, logit, embedding = images[:MOSAICS], reference[0][:MOSAICS], reference[1][:MOSAICS]
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = open_cpu_session(str(path), path.name)
         found = session.run([LOGIT_NAME, EMBEDDING_NAME], {INPUT_NAME: images})
+    except EngineLoadError as err:
+        raise EngineBuildError(str(err)) from err
+    except MissingDependencyError:
+        raise
     except Exception as err:  # ONNX Runtime's exceptions share no base class below Exception
         reason = str(err).strip().splitlines()[0][:300]
         raise EngineBuildError(f"{path.name}: onnxruntime cannot run it ({reason})") from err

@@ -7,17 +7,14 @@ two hops of the chain; it costs no more (ViT-B/32, batch 16, two cores: 1.68 s o
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from export.cpu_session import open_cpu_session
 from runtime.backends.base import Backend
-from runtime.errors import EngineLoadError, MissingDependencyError
+from runtime.errors import EngineLoadError, one_line
 from runtime.spec import EMBEDDING_NAME, INPUT_NAME, LOGIT_NAME
-
-# What goes wrong comes back as an exception, and then once more in colour on standard error.
-_ONLY_FATAL = 4
 
 
 class GraphAsWritten(Backend):
@@ -35,22 +32,8 @@ class GraphAsWritten(Backend):
 
     def __init__(self, path: Path, *, embed_dim: int, profile: tuple[int, int, int]) -> None:
         super().__init__("onnx as written", embed_dim, profile)
-        try:
-            import onnxruntime
-        except ImportError as err:
-            raise MissingDependencyError(
-                f'onnxruntime does not import ({_one_line(err)}); pip install "dgsnet[cpu]"'
-            ) from err
         self._path = path
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = _ONLY_FATAL
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        try:
-            self._session: Any = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as err:  # ONNX Runtime's exceptions share no base class below Exception
-            raise EngineLoadError(f"{path.name}: onnxruntime cannot load it ({_one_line(err)})") from err
+        self._session = open_cpu_session(str(path), path.name, optimised=False)
 
     def close(self) -> None:
         """Frees the session."""
@@ -61,10 +44,6 @@ class GraphAsWritten(Backend):
             logit, embedding = self._session.run([LOGIT_NAME, EMBEDDING_NAME], {INPUT_NAME: images})
         except Exception as err:  # ONNX Runtime's exceptions share no base class below Exception
             raise EngineLoadError(
-                f"{self._path.name}: a batch of {len(images)} failed ({_one_line(err)})"
+                f"{self._path.name}: a batch of {len(images)} failed ({one_line(err, 200)})"
             ) from err
         return np.asarray(logit), np.asarray(embedding)
-
-
-def _one_line(err: BaseException) -> str:
-    return " ".join(str(err).split())[:200] or type(err).__name__

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from export.cpu_session import open_cpu_session
 from export.onnx_checks import check_contract
 from export.onnx_files import require_onnx
 from runtime.backends.base import Backend
 from runtime.engine_entry import MAX_BATCH
-from runtime.errors import EngineLoadError, MissingDependencyError, UsageError, one_line
+from runtime.errors import EngineLoadError, UsageError, one_line
 from runtime.spec import EMBEDDING_NAME, INPUT_NAME, LOGIT_NAME
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 Taps = dict[str, NDArray[Any]]
-_ONLY_FATAL = 4
 _PROBE = (450_000.0, 1.0 + 2.0**-12, 2.0**-24)
 _PROBE_ROUNDED = (float("inf"), 1.0, 2.0**-24)
 
@@ -62,7 +62,9 @@ class GraphSession(Backend):
         for tap in self._taps:
             if tap not in outputs:
                 model.graph.output.add(name=tap)
-        self._session: Any = _open(model.SerializeToString(), folder, name, threads)
+        self._session: Any = open_cpu_session(
+            model.SerializeToString(), name, folder=folder, threads=threads, is_frugal=True
+        )
 
     def __enter__(self) -> GraphSession:
         return self
@@ -97,35 +99,6 @@ class GraphSession(Backend):
             raise EngineLoadError(f"{self.name}: running the graph failed ({one_line(err)})") from err
 
 
-def _open(graph: bytes, folder: Path | None, name: str, threads: int | None) -> Any:
-    try:
-        import onnxruntime
-    except ImportError as err:
-        raise MissingDependencyError(
-            f'onnxruntime does not import ({one_line(err)}); pip install "dgsnet[cpu]"'
-        ) from err
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _ONLY_FATAL
-    # Weights are cast once, when the graph is opened, from this level on; higher ones measured no faster.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    # In the default order ORT takes the reductions of a watched tensor last, and so keeps every tensor alive:
-    # ViT-L/14 at batch 1 then peaks at 3.5 GB, in this order at 1.3 GB (1.2 GB are weights).
-    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-    options.enable_mem_pattern = False
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    if folder is not None:
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(folder.resolve())
-        )
-    try:
-        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except Exception as err:  # ONNX Runtime's exceptions share no base class below Exception
-        raise EngineLoadError(f"{name}: onnxruntime cannot load the graph ({one_line(err)})") from err
-    session.disable_fallback()
-    return session
-
-
 def _prove_rounding() -> None:
     """Runs a probe: a pair of casts between two operators must round, and make infinity of 450,000.
 
@@ -145,7 +118,7 @@ def _prove_rounding() -> None:
     one = helper.make_tensor("one", kinds.FLOAT, [1], [1.0])
     graph = helper.make_graph(nodes, "probe", [value[probe]], [value[result]], initializer=[one])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    session = _open(model.SerializeToString(), None, "fp16 emulation", 1)
+    session = open_cpu_session(model.SerializeToString(), "fp16 emulation", threads=1, is_frugal=True)
     found = session.run(None, {probe: np.array(_PROBE, np.float32)})[0]
     if not np.array_equal(found, np.array(_PROBE_ROUNDED, np.float32)):
         raise EngineLoadError(

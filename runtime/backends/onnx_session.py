@@ -97,13 +97,23 @@ class OnnxSession(Backend):
                 )
 
 
-def _open_session(path: str, device: str, threads: int | None, *, prepack: bool, spin: bool) -> Any:
+def import_onnxruntime() -> Any:
+    """Returns the onnxruntime package.
+
+    Raises:
+        MissingDependencyError: it does not import.
+    """
     try:
         import onnxruntime
     except ImportError as err:
         raise MissingDependencyError(
             f'onnxruntime does not import ({one_line(err)}); pip install "dgsnet[cpu]"'
         ) from err
+    return onnxruntime
+
+
+def _open_session(path: str, device: str, threads: int | None, *, prepack: bool, spin: bool) -> Any:
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ONLY_ERRORS
     if threads is not None:

@@ -125,17 +125,17 @@ def test_emulation__onnxruntime_keeps_every_cast_pair(half: Path, level: str, tm
 def test_session__refuses_an_onnxruntime_without_the_casts(
     half: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = graph_session._open
+    real = graph_session.open_cpu_session
 
-    def without_casts(graph: bytes, *rest: Any) -> Any:
+    def without_casts(graph: bytes, *rest: Any, **named: Any) -> Any:
         model = onnx.load_from_string(graph)
         for node in model.graph.node:
             if node.op_type == "Cast" and node.input[0] in ("doubled", "half"):
                 node.op_type = "Identity"
                 del node.attribute[:]
-        return real(model.SerializeToString(), *rest)
+        return real(model.SerializeToString(), *rest, **named)
 
-    monkeypatch.setattr(graph_session, "_open", without_casts)
+    monkeypatch.setattr(graph_session, "open_cpu_session", without_casts)
     with pytest.raises(EngineLoadError, match=r"450000\.0.*leaves out casts"):
         open_emulation(half)
 

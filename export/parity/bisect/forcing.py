@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from export.cpu_session import open_cpu_session
 from export.onnx_files import require_onnx
 from export.parity.bisect.boundaries import Boundary
-from runtime.errors import EngineLoadError, MissingDependencyError, one_line
+from runtime.errors import EngineLoadError, one_line
 from runtime.spec import INPUT_NAME
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 Values = dict[str, NDArray[np.float32]]
-_ONLY_FATAL = 4
 
 
 def force_parts(model: ModelProto, boundaries: Sequence[Boundary], halves: set[str]) -> None:
@@ -77,28 +77,10 @@ class ForcedSession:
     """
 
     def __init__(self, model: ModelProto, folder: Path, boundaries: Sequence[Boundary], *, name: str) -> None:
-        try:
-            import onnxruntime
-        except ImportError as err:
-            raise MissingDependencyError(
-                f'onnxruntime does not import ({one_line(err)}); pip install "dgsnet[cpu]"'
-            ) from err
         self.name = name
         self._boundaries = list(boundaries)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = _ONLY_FATAL
-        # The level at which the emulation runs too; the casts of both are proved there.
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.enable_mem_pattern = False
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(folder.resolve())
-        )
-        try:
-            self._session: Any = onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as err:  # ONNX Runtime's exceptions share no base class below Exception
-            raise EngineLoadError(f"{name}: onnxruntime cannot load the graph ({one_line(err)})") from err
+        # At the level at which the emulation runs too; the casts of both are proved there.
+        self._session = open_cpu_session(model.SerializeToString(), name, folder=folder, is_frugal=True)
 
     def __enter__(self) -> ForcedSession:
         return self
