@@ -13,9 +13,9 @@ import click
 import numpy as np
 from PIL import Image
 
-from runtime.console import print_json
+from benchmarks.machine import machine_facts
+from benchmarks.output import output_options, write_output
 from runtime.errors import MissingDependencyError
-from runtime.files import write_atomically
 
 SIDE = 10_000
 JPEG_QUALITY = 90
@@ -67,18 +67,15 @@ print(json.dumps({
 
 @click.command()
 @click.option("--side", type=click.IntRange(64, 14_000), default=SIDE, show_default=True, help="in pixels")
-@click.option("--json", "as_json", is_flag=True, help="JSON on standard output")
-@click.option("--json-file", type=click.Path(dir_okay=False, path_type=Path), help="writes the JSON here too")
+@output_options
 def decode(side: int, as_json: bool, json_file: Path | None) -> None:
     """Measures memory and time from a large JPEG to its mosaic, against converting it as a whole.
 
     Memory is the peak above an idle process. A last column below 64 means: within 4.5 bytes a pixel + 64 MiB.
     """
     rows = picture_memory(side)
-    if json_file is not None:
-        write_atomically(json_file, json.dumps(rows, indent=2, allow_nan=False).encode() + b"\n")
+    write_output(machine_facts() | {"rows": rows}, as_json=as_json, json_file=json_file)
     if as_json:
-        print_json(rows)
         return
     click.echo(f"{'file':<13}{'way':<13}{'ms':>7}{'cpu ms':>8}{'bytes/pixel':>13}{'MiB over 4.5/pixel':>20}")
     for row in rows:

@@ -23,8 +23,8 @@ def test_decode__measures_every_case(tmp_path: Path) -> None:
         standalone_mode=False,
     )
     assert done.exception is None
-    rows = json.loads(done.stdout)
-    assert rows == json.loads((tmp_path / "rows.json").read_text())
+    rows = json.loads(done.stdout)["rows"]
+    assert rows == json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert [(row["file"], row["way"]) for row in rows] == list(CASES)
     for row in rows:
         assert row["bytes_per_pixel"] == row["bytes"] / 1500**2 > 1

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.training.laps import run_in_turns
+from benchmarks.laps import run_in_turns
 from benchmarks.training.ours import OurTrainer
 from benchmarks.training.phases import REST, Phases
 from benchmarks.training.pictures import write_pictures

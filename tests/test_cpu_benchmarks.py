@@ -3,74 +3,108 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
-from benchmarks.onnxruntime_cpu.contestants import EAGER, SHIPPED, main_contestants, other_contestants
+from benchmarks.laps import Lap
+from benchmarks.onnxruntime_cpu.contestants import (
+    ATTENTION,
+    EAGER,
+    OPENVINO,
+    REWRITTEN,
+    SHIPPED,
+    contestants,
+    open_contestant,
+)
 from benchmarks.onnxruntime_cpu.graphs import write_graphs
-from benchmarks.onnxruntime_cpu.measure import measure, mosaics, refusals
+from benchmarks.onnxruntime_cpu.measure import measure, table
 from benchmarks.onnxruntime_cpu.report import draw, missed_goals
+from benchmarks.onnxruntime_cpu.session import Session, mosaics, parity_refusal
 from benchmarks.startup.children import run_python
 from benchmarks.startup.measure import FIRST, VERIFIED
 from benchmarks.startup.measure import missed_goals as missed_startup_goals
 from runtime.errors import GateFailedError
 
 
-def sleeper(seconds: float, logit: float = 0.0) -> Any:
-    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        time.sleep(seconds)
-        return np.full(len(images), logit, np.float32), np.zeros((len(images), 4), np.float32)
-
-    return run
+def answer(logit: float, count: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    return np.full(count, logit, np.float32), np.zeros((count, 4), np.float32)
 
 
-def test_refusals__name_whoever_leaves_parity() -> None:
-    contestants = {
-        "same": sleeper(0),
-        "near": sleeper(0, 5e-4),
-        "off": sleeper(0, 2e-3),
-        "nan": sleeper(0, np.nan),
-    }
-    images = mosaics(2)
-    assert set(refusals(contestants, sleeper(0)(images), images)) == {"off", "nan"}
+@pytest.mark.parametrize(("logit", "is_refused"), [(0, False), (5e-4, False), (2e-3, True), (np.nan, True)])
+def test_parity_refusal__names_whoever_leaves_parity(logit: float, is_refused: bool) -> None:
+    assert (parity_refusal(answer(logit), answer(0)) is not None) == is_refused
 
 
-def test_measure__compares_the_shipped_engine_with_the_fastest_that_counts() -> None:
-    contestants = {SHIPPED: sleeper(0.04), "fast": sleeper(0.02), "OpenVINO": sleeper(0.005)}
-    found = measure(contestants, 1, 2, "test")
+def processes(*walls: float) -> list[Session]:
+    """One process a wall time, each with a first lap that took twice as long."""
+    return [Session(tuple(Lap(wall * factor, wall) for factor in (2, 1, 1))) for wall in walls]
+
+
+def test_table__compares_the_shipped_engine_with_the_fastest_that_counts() -> None:
+    found = table(
+        {
+            SHIPPED: processes(0.04, 0.08, 0.05),
+            "fast": processes(0.02, 0.04, 0.05),
+            OPENVINO: processes(0.01, 0.01, 0.01),
+            "off": [Session(refusal="no parity")] * 3,
+        }
+    )
     assert found["fastest"] == "fast"
-    assert 1.3 < found["shipped_over_fastest"] <= 2.1
-    row = {"backbone": "x", "refused": {}, "batches": [found]}
+    assert found["shipped_over_fastest"] == pytest.approx(2)
+    fast = found["contestants"]["fast"]
+    assert (fast["ratio"], fast["ratio_max"], fast["wall_ms"]) == pytest.approx((0.5, 1, 40))
+    assert found["refused"] == {"off": "no parity"}
+    row = {"backbone": "x", "batches": [found | {"batch": 1}]}
     assert len(missed_goals([row])) == 1
-    assert missed_goals([row | {"batches": [found | {"shipped_over_fastest": 1.04}]}]) == []
+    assert missed_goals([{"backbone": "x", "batches": [found | {"shipped_over_fastest": 1.04}]}]) == []
+
+
+@pytest.mark.parametrize("name", [SHIPPED, "other"])
+def test_table__fails_where_the_shipped_engine_or_some_rounds_alone_are_refused(name: str) -> None:
+    found = {SHIPPED: processes(1, 1), "other": processes(1, 1)}
+    refused = Session(refusal="no parity")
+    found[name] = [refused, refused] if name == SHIPPED else [refused, found[name][0]]
+    with pytest.raises(GateFailedError, match="no parity"):
+        table(found)
 
 
 def test_contestants__all_keep_parity_with_pytorch(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     try:
         graphs = write_graphs("dgsnet-tiny-p32", tmp_path)
-        contestants = main_contestants(graphs, 1)
+        images = mosaics(2)
+        reference = open_contestant(EAGER, graphs, 1)(images)
         # Compiling takes a minute; the benchmark itself refuses it if it differs.
-        del contestants["torch.compile"]
-        others = {name: opened() for name, opened in other_contestants(graphs, 1).items()}
+        names = contestants(is_all=True, compiles=False)
+        refusals = {
+            name: parity_refusal(open_contestant(name, graphs, 1)(images), reference) for name in names
+        }
     finally:
         torch.set_num_threads(threads)
-    images = mosaics(2)
-    assert refusals(contestants | others, contestants[EAGER](images), images) == {}
+    assert refusals == dict.fromkeys(names)
+    assert len(names) >= 14
     variant = onnx.load(str(tmp_path / "model.attention23.onnx"), load_external_data=False)
     kinds = [node.op_type for node in variant.graph.node]
     assert (kinds.count("Attention"), kinds.count("Softmax")) == (4, 0)
 
 
+def test_measure__times_each_contestant_in_processes_of_its_own(tmp_path: Path) -> None:
+    graphs = write_graphs("dgsnet-tiny-p32", tmp_path)
+    # One that cannot be opened is a finding.
+    graphs.cpu.write_bytes(b"no graph")
+    found = measure([SHIPPED, ATTENTION, REWRITTEN], graphs, 2, rounds=1, laps=3, threads=1)
+    assert (found["batch"], found["rounds"], list(found["refused"])) == (2, 1, [REWRITTEN])
+    assert set(found["contestants"]) == {SHIPPED, ATTENTION}
+    assert all(row["least_ms"] > 0 for row in found["contestants"].values())
+
+
 def test_draw__writes_a_picture(tmp_path: Path) -> None:
-    found = measure({SHIPPED: sleeper(0), "other": sleeper(0)}, 1, 1, "test")
-    draw([{"backbone": "x", "refused": {}, "batches": [found]}], tmp_path / "plot.png")
+    found = table({SHIPPED: processes(1), "other": processes(2)})
+    draw([{"backbone": "x", "batches": [found | {"batch": 1}]}], tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from runtime.console import print_json
+from benchmarks.output import output_options, write_output
 from runtime.errors import GateFailedError
-from runtime.files import write_atomically
 
 
 @click.command("export")
@@ -20,8 +18,7 @@ from runtime.files import write_atomically
 )
 @click.option("--tracer/--no-tracer", default=True, help="an FP32 export by torch.onnx.export beside it")
 @click.option("--gate", is_flag=True, help="exit code 1 above 3 minutes or 6 GB, numeric checks timed apart")
-@click.option("--json", "as_json", is_flag=True, help="JSON on standard output")
-@click.option("--json-file", type=click.Path(dir_okay=False, path_type=Path), help="writes the JSON here too")
+@output_options
 def export(
     backbones: tuple[str, ...],
     backends: tuple[str, ...],
@@ -38,7 +35,8 @@ def export(
     import tempfile
 
     from benchmarks.export.contestants import ours, traced, write_untrained_run
-    from benchmarks.export.measure import machine_facts, measure, missed_goals
+    from benchmarks.export.measure import measure, missed_goals
+    from benchmarks.machine import machine_facts
     from export.steps.child import run_in_child
 
     rows = []
@@ -54,10 +52,7 @@ def export(
             for row in found:
                 _show(row)
     report = machine_facts() | {"rows": rows}
-    if json_file is not None:
-        write_atomically(json_file, json.dumps(report, indent=2, allow_nan=False).encode() + b"\n")
-    if as_json:
-        print_json(report)
+    write_output(report, as_json=as_json, json_file=json_file)
     missed = [text for row in rows if row["files"] for text in missed_goals(row)]
     if gate and missed:
         raise GateFailedError("; ".join(missed))

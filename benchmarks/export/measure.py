@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import os
-import platform
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +9,6 @@ from typing import Any
 from benchmarks.export.contestants import phase_json
 from benchmarks.export.memory import TreeMemory
 from export.steps.child import run_in_child
-from export.versions import tool_versions
 
 GOAL_SECONDS, GOAL_BYTES = 180.0, 6_000_000_000
 
@@ -42,16 +38,6 @@ def measure(name: str, work: Callable[..., dict[str, Any]], *arguments: object) 
         "largest_process_bytes": memory.largest_process,
         "phases": phases,
         "files": found["files"],
-    }
-
-
-def machine_facts() -> dict[str, Any]:
-    """Returns what the figures depend on."""
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": f"{os.cpu_count()} CPU cores, {platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": tool_versions(),
     }
 
 

@@ -6,14 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.onnxruntime_cpu.rewriting import write_cpu_graph
-from export.graph.detector import detector_graph
-from export.graph.tower import tower_from_torch
 from export.onnx_files import load_model, save_graph, save_model
-from train.backbone import load_clip
-from train.model import DgsNet
 
 SEED = 7
 _ATTENTION_OPSET = 23
@@ -21,34 +15,65 @@ _ATTENTION_OPSET = 23
 
 @dataclass(frozen=True)
 class Graphs:
-    """One model in PyTorch and as files.
+    """One model with random weights of the true shape, as files.
 
     Attributes:
-        model: in eval mode, random weights of the true shape.
+        backbone: open_clip's name.
         contract: model.onnx as a bundle holds it.
-        cpu: the same, rewritten for ONNX Runtime on a CPU.
         heads: attention heads.
         width: of a token.
+        embed_dim: width D of the embedding.
     """
 
-    model: DgsNet
+    backbone: str
     contract: Path
-    cpu: Path
     heads: int
     width: int
+    embed_dim: int
+
+    @property
+    def weights(self) -> Path:
+        """Returns the state of the PyTorch model."""
+        return self.contract.with_name("weights.pt")
+
+    @property
+    def cpu(self) -> Path:
+        """Returns the contract graph rewritten for ONNX Runtime on a CPU."""
+        return self.contract.with_name("model.cpu.onnx")
 
 
 def write_graphs(backbone: str, folder: Path) -> Graphs:
-    """Writes a backbone with random weights, as a bundle holds it and rewritten."""
+    """Writes a backbone with random weights: for PyTorch, as a bundle holds it, and rewritten."""
+    import torch
+
+    from export.graph.detector import detector_graph
+    from export.graph.tower import tower_from_torch
+    from train.backbone import load_clip
+    from train.model import DgsNet
+
     clip, info = load_clip(backbone, "random", seed=SEED)
     torch.manual_seed(SEED)
     model = DgsNet(clip.visual, info.embed_dim, heads=("image",)).eval().requires_grad_(False)
-    head = model.head_image
     tower = tower_from_torch(model.visual)
-    contract, cpu = folder / "model.onnx", folder / "model.cpu.onnx"
-    save_graph(detector_graph(tower, head.weight.numpy(), head.bias.numpy()), contract)
-    write_cpu_graph(contract, cpu)
-    return Graphs(model, contract, cpu, tower.heads, tower.conv.shape[0])
+    graphs = Graphs(backbone, folder / "model.onnx", tower.heads, tower.conv.shape[0], info.embed_dim)
+    head = model.head_image
+    save_graph(detector_graph(tower, head.weight.numpy(), head.bias.numpy()), graphs.contract)
+    torch.save(model.state_dict(), graphs.weights)
+    write_cpu_graph(graphs.contract, graphs.cpu)
+    return graphs
+
+
+def torch_model(graphs: Graphs) -> Any:
+    """Returns the model in PyTorch, in eval mode."""
+    import torch
+
+    from train.backbone import empty_clip
+    from train.model import DgsNet
+
+    clip, _ = empty_clip(graphs.backbone)
+    model = DgsNet(clip.visual, graphs.embed_dim, heads=("image",))
+    model.load_state_dict(torch.load(graphs.weights, weights_only=True), assign=True)
+    return model.eval().requires_grad_(False)
 
 
 def with_standard_attention(graphs: Graphs) -> Path:
@@ -79,11 +104,13 @@ def with_standard_attention(graphs: Graphs) -> Path:
 
 def with_transformers_optimizer(graphs: Graphs) -> Path:
     """Writes what onnxruntime.transformers makes of the contract graph for a CLIP model."""
+    path = graphs.contract.with_name("model.transformers.onnx")
+    if path.exists():
+        return path
     from onnxruntime.transformers import optimizer
 
     made: Any = optimizer.optimize_model(
         str(graphs.contract), model_type="clip", num_heads=graphs.heads, hidden_size=graphs.width, opt_level=0
     )
-    path = graphs.contract.with_name("model.transformers.onnx")
     save_model(made.model, path)
     return path

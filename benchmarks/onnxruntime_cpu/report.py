@@ -7,31 +7,33 @@ from typing import Any
 
 import click
 
-from benchmarks.training.report import BUSY_SHARE
+from benchmarks.machine import busy_warning
 
 
 def show(row: dict[str, Any]) -> None:
     """Prints one backbone's tables, the fastest first."""
     for table in row["batches"]:
-        others = table["others_share_of_machine"]
-        click.echo(f"\n{row['backbone']} (random weights), batch {table['batch']}, {table['repeats']} rounds")
-        if others is not None and others > BUSY_SHARE:
-            click.echo(f"other processes had {others:.0%} of this machine: wall times depend on them")
+        click.echo(
+            f"\n{row['backbone']} (random weights), batch {table['batch']}, {table['rounds']} processes each"
+        )
+        if (warning := busy_warning(table["others_share_of_machine"])) is not None:
+            click.echo(warning)
         click.echo(
             f"{'':<34}{'median ms':>10}{'least ms':>10}{'p90 ms':>9}{'CPU ms':>9}"
-            f"{'ratio':>8}{'CPU ratio':>11}"
+            f"{'ratio':>8}{'lowest':>8}{'highest':>9}{'CPU ratio':>11}"
         )
         for name, own in sorted(table["contestants"].items(), key=lambda pair: pair[1]["wall_ms"]):
             click.echo(
                 f"{name:<34}{own['wall_ms']:>10.1f}{own['least_ms']:>10.1f}{own['p90_ms']:>9.1f}"
-                f"{own['cpu_ms']:>9.1f}{own['ratio']:>8.3f}{own['cpu_ratio']:>11.3f}"
+                f"{own['cpu_ms']:>9.1f}{own['ratio']:>8.3f}{own['ratio_min']:>8.3f}{own['ratio_max']:>9.3f}"
+                f"{own['cpu_ratio']:>11.3f}"
             )
         click.echo(
             f"shipped over fastest ({table['fastest']}): {table['shipped_over_fastest']:.3f}, "
             f"goal at most {table['goal']}"
         )
-    for name, reason in row["refused"].items():
-        click.echo(f"refused: {name}: {reason}")
+        for name, reason in table["refused"].items():
+            click.echo(f"refused: {name}: {reason}")
 
 
 def missed_goals(rows: list[dict[str, Any]]) -> list[str]:

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from runtime.console import print_json
-from runtime.files import write_atomically
+from benchmarks.machine import machine_facts
+from benchmarks.output import output_options, write_output
 
 
 @click.command()
 @click.option("--backbone", default="ViT-B-32", show_default=True)
 @click.option("--pictures", type=click.IntRange(1, 100_000), default=64, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="JSON on standard output")
-@click.option("--json-file", type=click.Path(dir_okay=False, path_type=Path), help="writes the JSON here too")
+@output_options
 def parity(backbone: str, pictures: int, as_json: bool, json_file: Path | None) -> None:
     """Times a parity run from picture files and says how much of it is not a forward pass."""
     from benchmarks.parity.measuring import parity_overhead
 
     row = parity_overhead(backbone, pictures)
-    if json_file is not None:
-        write_atomically(json_file, json.dumps(row, indent=2, allow_nan=False).encode() + b"\n")
+    write_output(machine_facts() | row, as_json=as_json, json_file=json_file)
     if as_json:
-        print_json(row)
         return
     click.echo(
         f"{row['backbone']}, {row['pictures']} pictures: {row['total_s']:.1f} s, forward passes "

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
+from benchmarks.machine import machine_facts
+from benchmarks.output import output_options, write_output
 from benchmarks.patch_selection.measuring import patch_selection
-from runtime.console import print_json
-from runtime.files import write_atomically
 
 _SIZES = ((256, 256), (1024, 1024), (3000, 4000))
 
 
 @click.command()
 @click.option("--repeats", type=click.IntRange(1, 100), default=5, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="JSON on standard output")
-@click.option("--json-file", type=click.Path(dir_okay=False, path_type=Path), help="writes the JSON here too")
+@output_options
 def patches(repeats: int, as_json: bool, json_file: Path | None) -> None:
     """Times patch selection against the straightforward float64 loop and against Pillow decoding the picture.
 
     All in this run, in turns; medians. A ratio above 1 means that the selection takes less time.
     """
     rows = [patch_selection(height, width, repeats) for height, width in _SIZES]
-    if json_file is not None:
-        write_atomically(json_file, json.dumps(rows, indent=2, allow_nan=False).encode() + b"\n")
+    write_output(machine_facts() | {"rows": rows}, as_json=as_json, json_file=json_file)
     if as_json:
-        print_json(rows)
         return
     click.echo(
         f"{'picture':<12}{'loop ms':>9}{'decode ms':>11}{'ours ms':>9}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,9 +9,8 @@ from typing import Any
 
 import click
 
-from runtime.console import print_json
+from benchmarks.output import output_options, write_output
 from runtime.errors import GateFailedError
-from runtime.files import write_atomically
 
 
 @click.command()
@@ -23,16 +21,15 @@ from runtime.files import write_atomically
 )
 @click.option("--repeats", type=click.IntRange(1, 100), default=7, show_default=True)
 @click.option("--gate", is_flag=True, help="exit code 1 if a goal is missed")
-@click.option("--json", "as_json", is_flag=True, help="JSON on standard output")
-@click.option("--json-file", type=click.Path(dir_okay=False, path_type=Path), help="writes the JSON here too")
+@output_options
 def startup(bundle: Path | None, repeats: int, gate: bool, as_json: bool, json_file: Path | None) -> None:
     """Times importing the runtime, and all of predict on one photograph against a bare script.
 
     The bare script imports onnxruntime, opens the same model as one inline file with default options and runs
     it once. Every lap is a process of its own, in turns. A ratio above 1 means longer than the bare script.
     """
+    from benchmarks.machine import machine_facts
     from benchmarks.startup.measure import imports, missed_goals, predictions
-    from benchmarks.training.report import machine_facts
 
     with ExitStack() as stack:
         if bundle is None:
@@ -43,11 +40,8 @@ def startup(bundle: Path | None, repeats: int, gate: bool, as_json: bool, json_f
             "predict": predictions(bundle.resolve(), repeats),
         }
     found["missed"] = missed_goals(found)
-    if json_file is not None:
-        write_atomically(json_file, json.dumps(found, indent=2, allow_nan=False).encode() + b"\n")
-    if as_json:
-        print_json(found)
-    else:
+    write_output(found, as_json=as_json, json_file=json_file)
+    if not as_json:
         _show(found)
     if gate and found["missed"]:
         raise GateFailedError("; ".join(found["missed"]))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
-from runtime.console import print_json
+from benchmarks.output import output_options, write_output
 from runtime.errors import GateFailedError
-from runtime.files import write_atomically
 
 _NAMES = ("jpeg", "held")
 
@@ -21,8 +19,7 @@ _NAMES = ("jpeg", "held")
 @click.option("--threads", type=click.IntRange(1, 256), help="of PyTorch; default: its own choice")
 @click.option("--side", type=click.IntRange(256, 8192), default=1024, show_default=True, help="of pictures")
 @click.option("--gate", is_flag=True, help="exit code 1 if a ratio is below its goal")
-@click.option("--json", "as_json", is_flag=True, help="JSON on standard output")
-@click.option("--json-file", type=click.Path(dir_okay=False, path_type=Path), help="writes the JSON here too")
+@output_options
 def training(
     names: tuple[str, ...],
     repeats: int,
@@ -42,7 +39,8 @@ def training(
     """
     import torch
 
-    from benchmarks.training.report import machine_facts, measure, missed_goals, show
+    from benchmarks.machine import machine_facts
+    from benchmarks.training.report import measure, missed_goals, show
     from benchmarks.training.settings import SETTINGS
 
     if threads is not None:
@@ -53,10 +51,7 @@ def training(
             rows.append(measure(setting, side=side, workers=workers, repeats=repeats))
             if not as_json:
                 show(rows[-1])
-    found = machine_facts() | {"settings": rows}
-    if json_file is not None:
-        write_atomically(json_file, json.dumps(found, indent=2, allow_nan=False).encode() + b"\n")
-    if as_json:
-        print_json(found)
+    found = machine_facts() | {"torch_threads": torch.get_num_threads(), "settings": rows}
+    write_output(found, as_json=as_json, json_file=json_file)
     if gate and missed_goals(rows):
         raise GateFailedError("; ".join(missed_goals(rows)))

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import datetime
-import os
-import platform
 import statistics
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
-import torch
 
-from benchmarks.training.laps import Lap, run_in_turns
+from benchmarks.laps import Lap, run_in_turns
+from benchmarks.machine import busy_warning
 from benchmarks.training.pictures import write_pictures
 from benchmarks.training.settings import STRAIGHTFORWARD, Arena, Setting
-from runtime.machine import installed_version
 
-# With more of the machine than this in other hands, wall times say little.
-BUSY_SHARE = 0.05
 _PHASES = ("decode", "select", "mosaic", "teacher", "text", "student", "surgery", "optimiser")
-_DISTRIBUTIONS = {"torch": "torch", "open_clip": "open_clip_torch", "numpy": "numpy", "pillow": "pillow"}
 
 
 def measure(setting: Setting, *, side: int, workers: int, repeats: int) -> dict[str, Any]:
@@ -57,28 +50,14 @@ def measure(setting: Setting, *, side: int, workers: int, repeats: int) -> dict[
         }
 
 
-def machine_facts() -> dict[str, Any]:
-    """Returns what the figures depend on."""
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "machine": f"{os.cpu_count()} CPU cores, {platform.system()} {platform.machine()}",
-        "torch_threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "versions": {name: installed_version(each) for name, each in _DISTRIBUTIONS.items()},
-    }
-
-
 def show(row: dict[str, Any]) -> None:
     """Prints one setting's tables."""
-    others = row["others_share_of_machine"]
     click.echo(
         f"\n{row['setting']}: {row['backbone']} (random weights), batch {row['batch']}, {row['picture']}, "
         f"{row['workers']} workers"
     )
-    if others is not None and others > BUSY_SHARE:
-        click.echo(
-            f"other processes had {others:.0%} of this machine: trust the CPU ratio, not the wall times"
-        )
+    if (warning := busy_warning(row["others_share_of_machine"])) is not None:
+        click.echo(warning)
     click.echo(
         f"{'per step':<30}{'wall ms':>9}{'CPU ms':>9}{'ratio':>8}{'lowest':>8}{'highest':>9}"
         f"{'CPU ratio':>11}{'goal':>6}"

@@ -47,7 +47,7 @@ def run_in_turns(
                 before, own = _machine_seconds(), _cpu_seconds()
             first = turn % len(names)
             for name in names[first:] + names[:first]:
-                lap = _lap(contestants[name])
+                lap = time_lap(contestants[name])
                 progress.advance()
                 if turn:
                     laps[name].append(lap)
@@ -57,7 +57,8 @@ def run_in_turns(
     return laps, others
 
 
-def _lap(work: Callable[[], object]) -> Lap:
+def time_lap(work: Callable[[], object]) -> Lap:
+    """Returns what ``work`` takes."""
     cpu, wall = _cpu_seconds(), time.perf_counter()
     work()
     return Lap(time.perf_counter() - wall, _cpu_seconds() - cpu)
