@@ -218,11 +218,18 @@ class Detector:
         """
         if self._closed:
             raise UsageError("the detector is closed; open the bundle again")
-        if isinstance(items, (str, bytes, bytearray, memoryview, os.PathLike)):
-            # A text would be taken apart into names of one letter each.
+        if _is_one_picture(items):
             found = type(items).__name__
             raise UsageError(f"items: found one {found}, expected several; put a single picture in a list")
         return stream_results(items, self._stages, None if max_wait_ms is None else max_wait_ms / 1e3)
+
+
+def _is_one_picture(items: object) -> bool:
+    """Whether this is no list, or would be taken apart: a text into letters, a file into lines, an array."""
+    is_file = isinstance(items, (str, bytes, bytearray, memoryview, os.PathLike)) or hasattr(items, "read")
+    # A picture of Pillow's gives no items at all.
+    is_several = hasattr(items, "__iter__") or hasattr(items, "__getitem__")
+    return is_file or not is_several or getattr(items, "ndim", 4) in (2, 3)
 
 
 def _batch_size(asked: int | None, report: BackendReport) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from runtime.channel import Channel, ChannelClosed
 from runtime.detector import Detector
@@ -255,9 +256,12 @@ def test_predict__no_item_can_raise(detector: Detector, pictures: list[Path]) ->
 
 
 def test_predict__of_one_picture_asks_for_a_list(detector: Detector, pictures: list[Path]) -> None:
-    for item in (str(pictures[0]), pictures[0], pictures[0].read_bytes()):
-        with pytest.raises(UsageError, match="put a single picture in a list"):
-            detector.predict(item)  # type: ignore[arg-type]
+    array = np.zeros((64, 64, 3), np.uint8)
+    with pictures[0].open("rb") as file, Image.open(pictures[0]) as image:
+        for item in (str(pictures[0]), pictures[0], pictures[0].read_bytes(), file, image, array, None):
+            with pytest.raises(UsageError, match="put a single picture in a list"):
+                detector.predict(item)  # type: ignore[arg-type]
+    assert [each.error for each in detector.predict(np.stack([array, array]))] == [None, None]
 
 
 def test_predict__an_engine_that_raises_anything_fails_its_items_only(
