@@ -13,6 +13,7 @@ from export.engine.options import BuildOptions, BuiltEngine
 from export.parity.forms import ENGINE, ONNX_FP32, Form, opened_form
 from export.steps.engine import build_engine
 from runtime.backends.base import Backend
+from runtime.backends.onnx_session import import_onnxruntime
 from runtime.backends.opening import BackendOptions, open_engine
 from runtime.engine_entry import EngineEntry
 from runtime.machine import cuda_device
@@ -43,6 +44,10 @@ class StagedEngine:
         """Name of its hop in the chain of parity."""
         return f"{ENGINE} {self.entry.backend}" + (f":{self.device}" if self.device else "")
 
+    def reason_not_to_run(self) -> str | None:
+        """Returns why it cannot run on this machine, None when it can."""
+        return self.absent or reason_against(self.entry, self.device, allow_host_code=True)
+
     def form(self, embed_dim: int, profile: tuple[int, int, int] | None, stack: ExitStack) -> Form:
         """Returns it as a form of the chain; one that cannot run here stands there with its reason.
 
@@ -52,9 +57,9 @@ class StagedEngine:
             stack: closes what is opened.
         """
         title = self.key
-        absent = self.absent or reason_against(self.entry, self.device, allow_host_code=True)
-        if absent:
-            return Form(self.key, title, ONNX_FP32, self.entry.precision, None, absent, is_missing=True)
+        reason = self.reason_not_to_run()
+        if reason:
+            return Form(self.key, title, ONNX_FP32, self.entry.precision, None, reason, is_missing=True)
 
         def opened() -> Backend:
             return stack.enter_context(self.open(embed_dim))
@@ -129,15 +134,13 @@ def graph_name(options: BuildOptions) -> str:
 
 
 def _onnxruntime_engine(model: Path, device: str, options: BuildOptions) -> StagedEngine:
-    import onnxruntime
-
     entry = EngineEntry(
         file=MODEL_NAME,
         backend="onnxruntime",
         precision="fp32",
         profiles=options.profiles,
         targets=(device,),
-        version=onnxruntime.__version__,
+        version=import_onnxruntime().__version__,
         gpu=None,
         driver=None,
         verified="not-run",

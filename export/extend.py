@@ -24,7 +24,6 @@ from runtime.engine_entry import EngineEntry
 from runtime.errors import EngineLoadError, ParityError, UsageError
 from runtime.golden import Golden, read_golden
 from runtime.manifest import Manifest
-from runtime.selection import reason_against
 from runtime.selftest.checks import manifest_tolerance
 from runtime.selftest.laws import full_self_test
 
@@ -87,7 +86,7 @@ def add_backends(
 
 def _verified(engine: StagedEngine, manifest: Manifest, golden: Golden) -> tuple[str, str]:
     """Returns ("passed" | "failed" | "not-run", why): the engine against the bundle's golden logits."""
-    reason = engine.absent or reason_against(engine.entry, engine.device, allow_host_code=True)
+    reason = engine.reason_not_to_run()
     if reason:
         return "not-run", reason
     tolerance = manifest_tolerance(manifest, engine.entry.precision)

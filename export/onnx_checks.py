@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.onnx_files import first_line, load_model, require_onnx, without_weights
-from runtime.errors import SpecError
+from export.onnx_files import load_model, require_onnx, without_weights
+from runtime.errors import SpecError, one_line
 from runtime.spec import EMBEDDING_NAME, INPUT_NAME, LOGIT_NAME, MOSAIC_SIDE
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def check_batch_is_free(model: ModelProto, name: str) -> None:
     try:
         inferred = onnx.shape_inference.infer_shapes(bare, strict_mode=True, data_prop=True).graph
     except onnx.shape_inference.InferenceError as err:
-        raise SpecError(f"{name}: its shapes do not fit together: {first_line(err)}") from err
+        raise SpecError(f"{name}: its shapes do not fit together: {one_line(err)}") from err
     for value in inferred.output:
         first = value.type.tensor_type.shape.dim[0]
         if first.HasField("dim_value"):
@@ -132,7 +132,7 @@ def check_structure(path: Path) -> None:
             load_model(path, weights=False), check_type=True, strict_mode=True, data_prop=True
         )
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as err:
-        raise SpecError(f"{path.name}: not a valid ONNX graph: {first_line(err)}") from err
+        raise SpecError(f"{path.name}: not a valid ONNX graph: {one_line(err)}") from err
 
 
 def _frozen_at(model: ModelProto) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from export.graph.builder import WrittenGraph
 from export.onnx_traces import is_external, strip_traces
-from runtime.errors import EngineBuildError, MissingDependencyError, SpecError
+from runtime.errors import EngineBuildError, MissingDependencyError, SpecError, one_line
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
@@ -129,7 +129,7 @@ def load_model(path: Path, *, weights: bool = True) -> ModelProto:
     try:
         model: ModelProto = onnx.load(path, load_external_data=False)
     except (OSError, DecodeError, ValueError) as err:
-        raise SpecError(f"{path.name}: cannot be read as ONNX ({first_line(err)}); export it again") from err
+        raise SpecError(f"{path.name}: cannot be read as ONNX ({one_line(err)}); export it again") from err
     if not model.graph.node or not model.opset_import:
         raise SpecError(f"{path.name}: found no graph inside, expected an ONNX model; export it again")
     for tensor in model.graph.initializer:
@@ -139,7 +139,7 @@ def load_model(path: Path, *, weights: bool = True) -> ModelProto:
         try:
             onnx.load_external_data_for_model(model, str(path.parent))
         except (OSError, ValueError, onnx.checker.ValidationError) as err:
-            raise SpecError(f"{path.name}: its weights cannot be read ({first_line(err)})") from err
+            raise SpecError(f"{path.name}: its weights cannot be read ({one_line(err)})") from err
     return model
 
 
@@ -161,7 +161,7 @@ def inferred_types(model: ModelProto) -> dict[str, int]:
             without_weights(model), check_type=True, strict_mode=True, data_prop=True
         ).graph
     except onnx.shape_inference.InferenceError as err:
-        raise EngineBuildError(f"the types of the graph do not fit together: {first_line(err)}") from err
+        raise EngineBuildError(f"the types of the graph do not fit together: {one_line(err)}") from err
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         types[value.name] = value.type.tensor_type.elem_type
@@ -297,8 +297,3 @@ def _check_external(path: Path, tensor: TensorProto) -> None:
         raise SpecError(
             f"{location}: found {file.stat().st_size} bytes, expected at least {end}; copy the file again"
         )
-
-
-def first_line(err: BaseException) -> str:
-    """Returns an error's first line, shortened."""
-    return " ".join(str(err).split())[:300]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-from importlib import metadata
 from pathlib import Path
+
+from runtime import __version__
+from runtime.machine import installed_version
 
 _TOOLS = (
     "torch",
@@ -21,15 +23,8 @@ _TOOLS = (
 
 def tool_versions() -> dict[str, str]:
     """Returns the installed version of every tool that takes part; absent ones are left out."""
-    from runtime import __version__
-
-    versions = {"dgsnet": __version__}
-    for name in _TOOLS:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    found = {name: installed_version(name) for name in _TOOLS}
+    return {"dgsnet": __version__, **{name: version for name, version in found.items() if version}}
 
 
 def source_commit() -> str | None:

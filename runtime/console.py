@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import click
 
-from runtime.errors import EXIT_BAD_INPUT, EXIT_ENVIRONMENT, DgsNetError
+from runtime.errors import EXIT_BAD_INPUT, EXIT_ENVIRONMENT, DgsNetError, kind_and_line
 from runtime.names import printable_name
 
 logger = logging.getLogger("dgsnet")
@@ -74,8 +74,7 @@ def run_cli(command: click.Command, program: str) -> NoReturn:
         # Exit code 1 means that a gate failed, which a defect of ours must not look like.
         if debug:
             raise
-        reason = " ".join(str(err).split())[:300]
-        click.echo(f"error: internal error, {type(err).__name__}: {reason}; run again with --debug", err=True)
+        click.echo(f"error: internal error, {kind_and_line(err)}; run again with --debug", err=True)
         sys.exit(EXIT_BAD_INPUT)
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -107,3 +107,9 @@ def one_line(err: BaseException, most: int = 300) -> str:
     """Returns a foreign exception's message on one line, shortened; its class's name if it has none."""
     text = " ".join(str(err).split()) or type(err).__name__
     return text if len(text) <= most else text[:most] + "..."
+
+
+def kind_and_line(err: BaseException, most: int = 300) -> str:
+    """Returns a foreign exception's class and message on one line, shortened; its class alone if none."""
+    kind, line = type(err).__name__, one_line(err, most)
+    return kind if line == kind else f"{kind}: {line}"

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import ManifestError
+from runtime.errors import ManifestError, one_line
 from runtime.spec import EMBEDDING_NAME, INPUT_NAME, LOGIT_NAME, MOSAIC_SIDE
 
 MAX_GOLDEN = 4096
@@ -59,7 +59,7 @@ def read_golden(
     except ManifestError as err:
         raise ManifestError(f"{path}: {err}; rebuild the bundle") from err
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as err:
-        raise ManifestError(f"{path}: not a readable npz ({' '.join(str(err).split())}); rebuild it") from err
+        raise ManifestError(f"{path}: not a readable npz ({one_line(err)}); rebuild it") from err
     except (NotImplementedError, RuntimeError) as err:
         raise ManifestError(f"{path}: found encrypted or unusual zip members ({err}); rebuild it") from err
     if not held == logits_held == embeddings_held == (held if count is None else count):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from runtime.backends.base import Backend
 from runtime.decision import Decision
 from runtime.detection import Detection, Timing
-from runtime.errors import DgsNetError, EngineLoadError
+from runtime.errors import DgsNetError, EngineLoadError, kind_and_line
 from runtime.preparation import Prepared
 from runtime.views import averaged_logits
 
@@ -86,5 +86,5 @@ class Judge:
 
 def _unexpected(err: Exception) -> EngineLoadError:
     logger.debug("unexpected error of an engine", exc_info=err)
-    reason = " ".join(f"{type(err).__name__}: {err}".split())[:300]
+    reason = kind_and_line(err)
     return EngineLoadError(f"the engine failed in an unexpected way ({reason}); run again with --debug")

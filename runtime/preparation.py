@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from runtime.decode import DecodeLimits
 from runtime.detection import Detection, ItemError
-from runtime.errors import DgsNetError, ImageReadError
+from runtime.errors import DgsNetError, ImageReadError, kind_and_line
 from runtime.names import printable_name
 from runtime.pictures import mosaic_from_picture
 from runtime.spec import PERMUTATION
@@ -77,7 +77,7 @@ def prepare(item: Source, options: PreparationOptions) -> Prepared | Detection:
         return Detection.failed(path, ImageReadError(f"{name}: not enough memory to decode it"))
     except Exception as err:  # a caller's own file object or path type may raise anything
         logger.debug("unexpected error while preparing an item", exc_info=True)
-        reason = " ".join(f"{type(err).__name__}: {err}".split())[:300]
+        reason = kind_and_line(err)
         return Detection(
             path=path, error=ItemError("internal", f"{printable_name(path or 'item')}: {reason}")
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from runtime.backends.onnx_session import PROVIDERS
+from runtime.backends.onnx_session import PROVIDERS, import_onnxruntime
 from runtime.backends.tensorrt.compatibility import HOST_CODE_REASON, mismatch
 from runtime.backends.tensorrt.module import MODULES, import_tensorrt
 from runtime.cuda.loading import missing_binding
@@ -191,9 +191,9 @@ def _onnxruntime_reason(entry: EngineEntry, device: str) -> str | None:
     if device == "cuda" and cuda_device() is None:
         return "no CUDA device"
     try:
-        import onnxruntime
-    except ImportError as err:
-        return f'onnxruntime does not import ({err}); pip install "dgsnet[cpu]"'
+        onnxruntime = import_onnxruntime()
+    except MissingDependencyError as err:
+        return str(err)
     _warn_of_shadowing(Path(onnxruntime.__file__).parent.parent)
     if PROVIDERS[device] not in onnxruntime.get_available_providers():
         return f"the installed onnxruntime has no {PROVIDERS[device]}"

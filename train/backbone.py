@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runtime.errors import CheckpointError, DataError, MissingDependencyError, UsageError, one_line
+from runtime.errors import (
+    CheckpointError,
+    DataError,
+    MissingDependencyError,
+    UsageError,
+    kind_and_line,
+    one_line,
+)
 from runtime.names import printable_name
 from runtime.spec import MOSAIC_SIDE
 from train.patch_filters import band_pass_filters
@@ -97,7 +104,7 @@ def load_clip(name: str, pretrained: str, *, seed: int) -> tuple[Any, BackboneIn
     except (*UNREADABLE, SafetensorError) as err:
         raise DataError(
             f"backbone {name} with {printable_name(source) or 'random weights'}: cannot be read or fetched, "
-            f"expected weights of this model ({type(err).__name__}: {one_line(err)})"
+            f"expected weights of this model ({kind_and_line(err)})"
         ) from err
     visual = model.visual
     check_tower(name, visual)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.console import Progress
-from runtime.errors import SpecError
+from runtime.errors import SpecError, one_line
 from runtime.files import write_atomically
 from runtime.names import printable_name
 from train.backbone import tokenizer
@@ -174,7 +174,7 @@ def _read(path: Path, key: str) -> TextFeatures | None:
                     return features
                 reason = "damaged (its values have changed)"
     except (SafetensorError, OSError, ValueError) as err:
-        reason = f"damaged ({' '.join(str(err).split())[:200]})"
+        reason = f"damaged ({one_line(err, 200)})"
     logger.warning("text features: %s is %s; encoding the captions again", printable_name(str(path)), reason)
     return None
 

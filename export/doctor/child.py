@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from runtime.errors import one_line
+from export.python_child import python_command, signal_name
+from runtime.errors import kind_and_line
 
 _TIMEOUT_SECONDS = 180
-_CHILD = (
-    "import importlib, json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "importlib.import_module(sys.argv[2]).main(sys.argv[3])"
-)
+_CHILD = "import importlib, sys; importlib.import_module(sys.argv[1]).main(sys.argv[2])"
 
 
 class ProbeError(Exception):
@@ -34,9 +31,7 @@ def ask_child(module: str, argument: str, *, timeout_seconds: float = _TIMEOUT_S
     Raises:
         ProbeError: the child crashed, took too long or failed.
     """
-    # The child must see the packages that we see, and none that lie in its working directory alone.
-    path = json.dumps([os.path.abspath(entry) for entry in sys.path])
-    command = [sys.executable, "-c", _CHILD, path, module, argument]
+    command = python_command(_CHILD, module, argument)
     try:
         done = subprocess.run(
             command, capture_output=True, stdin=subprocess.DEVNULL, timeout=timeout_seconds, check=False
@@ -46,7 +41,7 @@ def ask_child(module: str, argument: str, *, timeout_seconds: float = _TIMEOUT_S
     except OSError as err:
         raise ProbeError(f"no process could be started: {err.strerror}") from err
     if done.returncode < 0:
-        raise ProbeError(f"the process that tried it was ended by {_signal_name(-done.returncode)}")
+        raise ProbeError(f"the process that tried it was ended by {signal_name(done.returncode)}")
     lines = done.stdout.decode("utf-8", "replace").splitlines()
     try:
         answer = json.loads(lines[-1])
@@ -63,15 +58,8 @@ def answer_with(work: Callable[[], dict[str, Any]]) -> None:
     try:
         answer = work()
     except Exception as err:
-        answer = {"failed": f"{type(err).__name__}: {one_line(err)}"}
+        answer = {"failed": kind_and_line(err)}
     # A library may have left half a line behind, and may crash while it is being unloaded.
     sys.stdout.write("\n" + json.dumps(answer, allow_nan=False) + "\n")
     sys.stdout.flush()
     os._exit(0)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

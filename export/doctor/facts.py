@@ -12,6 +12,7 @@ import export
 from export.doctor.child import ProbeError
 from export.doctor.machine import Machine
 from runtime import __version__
+from runtime.errors import kind_and_line
 from runtime.names import printable_name
 
 _CUDA_PACKAGES = ("cuda-python", "cuda-bindings", "cuda-core", "pycuda", "cupy-cuda12x", "cupy-cuda13x")
@@ -48,8 +49,7 @@ def gather(machine: Machine) -> dict[str, Fact]:
         except ProbeError as err:
             facts[name] = Fact(name, None, str(err))
         except Exception as err:
-            reason = " ".join(str(err).split())[:200]
-            facts[name] = Fact(name, None, f"{type(err).__name__}: {reason}".rstrip(": "))
+            facts[name] = Fact(name, None, kind_and_line(err, 200))
     return facts
 
 

@@ -12,9 +12,9 @@ from export.inspect.attention import find_attention
 from export.inspect.hashes import hashed_files
 from export.inspect.listing import bundle_listing
 from export.onnx_checks import check_contract
-from export.onnx_files import external_files, first_line, inferred_types, load_model
+from export.onnx_files import external_files, inferred_types, load_model
 from export.precision.policy import WEIGHTED_OPS, PrecisionPolicy
-from runtime.errors import EngineBuildError, SpecError
+from runtime.errors import EngineBuildError, SpecError, one_line
 from runtime.names import printable_name
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _types(model: ModelProto) -> tuple[dict[str, int], str | None]:
         return inferred_types(model), None
     except (EngineBuildError, ValueError) as err:
         # A damaged graph can hold element types that onnx has no name for.
-        return {}, first_line(err)
+        return {}, one_line(err)
 
 
 def _refuse_odd_names(model: ModelProto, path: Path) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from export.parity.compare import Outputs
 from export.parity.graph_as_written import GraphAsWritten
-from runtime.errors import DgsNetError, MissingDependencyError
+from runtime.errors import DgsNetError, MissingDependencyError, kind_and_line
 
 # The keys of the chain, in its order; an engine's and a file hop's key goes on with the backend's name.
 UNMERGED, MERGED, ONNX_FP32, FP16 = "pytorch", "merged", "onnx-fp32", "fp16-emulated"
@@ -181,4 +181,4 @@ def failure_text(err: Exception) -> str:
     """Returns why a form broke, on one line; what none of ours raised carries its kind."""
     if isinstance(err, DgsNetError):
         return str(err)
-    return " ".join(f"{type(err).__name__}: {err}".split())[:300]
+    return kind_and_line(err)

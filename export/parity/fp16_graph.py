@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from export.cpu_session import open_cpu_session
 from export.parity.compare import HopReport, Limits, Outputs, compare_logits
 from runtime.decision import Decision
-from runtime.errors import EngineBuildError, EngineLoadError, MissingDependencyError
+from runtime.errors import EngineBuildError, EngineLoadError, MissingDependencyError, one_line
 from runtime.spec import EMBEDDING_NAME, INPUT_NAME, LOGIT_NAME
 
 # Enough to see a wrong weight; a large tower takes seconds for each on a CPU.
@@ -39,8 +39,7 @@ def fp16_loader_check(
     except MissingDependencyError:
         raise
     except Exception as err:  # ONNX Runtime's exceptions share no base class below Exception
-        reason = str(err).strip().splitlines()[0][:300]
-        raise EngineBuildError(f"{path.name}: onnxruntime cannot run it ({reason})") from err
+        raise EngineBuildError(f"{path.name}: onnxruntime cannot run it ({one_line(err)})") from err
     return compare_logits(
         "reference -> FP16 graph, loader check (a CPU computes it in FP32)",
         [f"golden {k}" for k in range(len(images))],

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.onnx_files import load_model
-from runtime.errors import SpecError
+from runtime.errors import SpecError, one_line
 from runtime.names import printable_name
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _array(tensor: TensorProto, folder: str) -> NDArray[np.generic]:
     try:
         return np.asarray(numpy_helper.to_array(tensor, folder))
     except Exception as err:  # onnx raises several kinds on a damaged tensor
-        reason = " ".join(str(err).split())[:200]
         raise SpecError(
-            f"weight {printable_name(tensor.name)}: cannot be read ({reason}); build the bundle again"
+            f"weight {printable_name(tensor.name)}: cannot be read ({one_line(err, 200)}); build the bundle "
+            "again"
         ) from err

@@ -6,7 +6,6 @@ Requests and answers are pickled: both ends of the pipe are this program, and ne
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import pickle
@@ -18,16 +17,14 @@ import traceback
 from collections.abc import Callable
 from typing import IO, Any, NoReturn, TypeVar
 
+from export.python_child import python_command, signal_name
 from runtime.errors import DgsNetError, EngineBuildError
 
 logger = logging.getLogger("dgsnet")
 
 T = TypeVar("T")
 
-_CHILD = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from export.steps.child import answer_parent; answer_parent()"
-)
+_CHILD = "from export.steps.child import answer_parent; answer_parent()"
 # The child's first byte: from then on an interrupt ends it in order; before, Python dies of one with a trace.
 _READY = b"R"
 _PATIENCE_SECONDS = 10.0
@@ -53,12 +50,10 @@ def run_in_child(title: str, work: Callable[..., T], *arguments: object) -> T:
         EngineBuildError: the process was killed, crashed or ran out of memory.
         Exception: whatever ``work`` raised, with the child's traceback as its cause.
     """
-    # The child must see the packages that we see, and none that lie in its working directory alone.
-    path = json.dumps([os.path.abspath(entry) for entry in sys.path])
     request = pickle.dumps((logger.level, work, arguments))
     # In a session of its own a Ctrl-C of the terminal reaches us alone, and the child through us, once.
     process = subprocess.Popen(
-        [sys.executable, "-c", _CHILD, path],
+        python_command(_CHILD),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
@@ -141,10 +136,7 @@ def _stop(process: subprocess.Popen[bytes], *, is_ready: bool) -> None:
 def _ending(code: int) -> str:
     if code >= 0:
         return f"its process ended with {code} and gave no answer; run again with -v"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
+    name = signal_name(code)
     if name == "SIGKILL":
         return "its process was ended by SIGKILL, as the system does when memory runs out; free some"
     return f"its process was ended by {name}, a crash inside a library; run again with -v"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from runtime.cuda.interface import CudaApi, Device, DeviceMemory, Graph, PinnedMemory, Stream
 from runtime.cuda.releases import Releases
-from runtime.errors import EngineLoadError, MissingDependencyError
+from runtime.errors import EngineLoadError, one_line
 
 _NAME_BYTES = 256
 
@@ -36,32 +36,6 @@ class CudaPython(CudaApi):
         self._driver = driver
         self._device: Any = None
         self._context: Any = None
-
-    def open_device(self) -> Device:
-        """See ``CudaApi.open_device``."""
-        try:
-            self._call(self._driver.cuInit, 0)
-            found = int(self._call(self._driver.cuDeviceGetCount))
-        except EngineLoadError as err:
-            raise MissingDependencyError(
-                f"no CUDA device is usable here ({err}); install NVIDIA's driver, or choose "
-                "--backend onnxruntime"
-            ) from err
-        if found < 1:
-            raise MissingDependencyError(
-                "the CUDA driver found no device, expected at least one; choose --backend onnxruntime"
-            )
-        self._device = self._call(self._driver.cuDeviceGet, 0)
-        name = self._call(self._driver.cuDeviceGetName, _NAME_BYTES, self._device)
-        attribute = self._driver.CUdevice_attribute
-        major = self._attribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)
-        minor = self._attribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
-        return Device(
-            name=bytes(name).split(b"\0")[0].decode("utf-8", "replace"),
-            target=f"sm_{major}{minor}",
-            integrated=self._attribute(attribute.CU_DEVICE_ATTRIBUTE_INTEGRATED) != 0,
-            maps_host_memory=self._attribute(attribute.CU_DEVICE_ATTRIBUTE_CAN_MAP_HOST_MEMORY) != 0,
-        )
 
     def retain(self) -> None:
         """See ``CudaApi.retain``."""
@@ -169,6 +143,23 @@ class CudaPython(CudaApi):
         """See ``CudaApi.destroy_graph``."""
         self._call(self._driver.cuGraphExecDestroy, graph.native)
 
+    def _device_count(self) -> int:
+        self._call(self._driver.cuInit, 0)
+        return int(self._call(self._driver.cuDeviceGetCount))
+
+    def _first_device(self) -> Device:
+        self._device = self._call(self._driver.cuDeviceGet, 0)
+        name = self._call(self._driver.cuDeviceGetName, _NAME_BYTES, self._device)
+        attribute = self._driver.CUdevice_attribute
+        major = self._attribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)
+        minor = self._attribute(attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
+        return Device(
+            name=bytes(name).split(b"\0")[0].decode("utf-8", "replace"),
+            target=f"sm_{major}{minor}",
+            integrated=self._attribute(attribute.CU_DEVICE_ATTRIBUTE_INTEGRATED) != 0,
+            maps_host_memory=self._attribute(attribute.CU_DEVICE_ATTRIBUTE_CAN_MAP_HOST_MEMORY) != 0,
+        )
+
     def _attribute(self, attribute: Any) -> int:
         return int(self._call(self._driver.cuDeviceGetAttribute, attribute, self._device))
 
@@ -178,7 +169,7 @@ class CudaPython(CudaApi):
             status, *values = function(*arguments)
         except RuntimeError as err:
             # The binding raises where the driver, or this function of it, cannot be found.
-            reason = " ".join(str(err).split())[:200]
+            reason = one_line(err, 200)
             raise EngineLoadError(f"CUDA: {function.__name__} cannot be called ({reason})") from err
         if status != self._driver.CUresult.CUDA_SUCCESS:
             raise EngineLoadError(f"CUDA: {function.__name__} failed: {self._text(status)}")

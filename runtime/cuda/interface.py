@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import UsageError
+from runtime.errors import EngineLoadError, MissingDependencyError, UsageError
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,24 @@ class CudaApi(ABC):
     has_graphs: ClassVar[bool] = False
     has_mapped_memory: ClassVar[bool] = False
 
-    @abstractmethod
     def open_device(self) -> Device:
         """Starts CUDA and returns the device.
 
         Raises:
             MissingDependencyError: there is no driver or no device.
         """
+        try:
+            found = self._device_count()
+        except EngineLoadError as err:
+            raise MissingDependencyError(
+                f"no CUDA device is usable here ({err}); install NVIDIA's driver, or choose "
+                "--backend onnxruntime"
+            ) from err
+        if found < 1:
+            raise MissingDependencyError(
+                "the CUDA driver found no device, expected at least one; choose --backend onnxruntime"
+            )
+        return self._first_device()
 
     @abstractmethod
     def retain(self) -> None:
@@ -162,6 +173,14 @@ class CudaApi(ABC):
     def destroy_graph(self, graph: Graph) -> None:
         """Frees a recording."""
         raise self._lacks("CUDA graphs")
+
+    @abstractmethod
+    def _device_count(self) -> int:
+        """Starts CUDA and returns how many devices the driver offers."""
+
+    @abstractmethod
+    def _first_device(self) -> Device:
+        """Remembers the first device for ``retain``, and returns what it is."""
 
     def _lacks(self, what: str) -> UsageError:
         return UsageError(f"cuda-api {self.name}: it has no {what}, expected cuda-python for them")

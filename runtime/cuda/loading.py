@@ -6,7 +6,7 @@ import importlib.util
 from importlib import import_module
 
 from runtime.cuda.interface import CudaApi
-from runtime.errors import MissingDependencyError, UsageError
+from runtime.errors import MissingDependencyError, UsageError, one_line
 
 CUDA_APIS = ("cuda-python", "pycuda")
 _MODULES = {"cuda-python": "cuda.bindings.driver", "pycuda": "pycuda.driver"}
@@ -28,8 +28,7 @@ def load_cuda(name: str) -> CudaApi:
     try:
         driver = import_module(_MODULES[name])
     except (ImportError, OSError) as err:
-        reason = " ".join(str(err).split())[:200]
-        raise MissingDependencyError(f"{name} does not import ({reason}); {_CURE[name]}") from err
+        raise MissingDependencyError(f"{name} does not import ({one_line(err, 200)}); {_CURE[name]}") from err
     if name == "pycuda":
         from runtime.cuda.pycuda_api import PyCuda
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.cuda.interface import CudaApi, Device, DeviceMemory, PinnedMemory, Stream
-from runtime.errors import EngineLoadError, MissingDependencyError, UsageError
+from runtime.errors import EngineLoadError, UsageError, one_line
 
 _NON_BLOCKING = 1
 
@@ -33,32 +33,6 @@ class PyCuda(CudaApi):
         self._context: Any = None
         # pycuda frees a stream when the last reference to it goes.
         self._streams: dict[int, Any] = {}
-
-    def open_device(self) -> Device:
-        """See ``CudaApi.open_device``."""
-        try:
-            self._call("init", self._driver.init)
-            found = int(self._call("Device.count", self._driver.Device.count))
-        except EngineLoadError as err:
-            raise MissingDependencyError(
-                f"no CUDA device is usable here ({err}); install NVIDIA's driver, or choose "
-                "--backend onnxruntime"
-            ) from err
-        if found < 1:
-            raise MissingDependencyError(
-                "the CUDA driver found no device, expected at least one; choose --backend onnxruntime"
-            )
-        self._device = self._call("Device", self._driver.Device, 0)
-        major, minor = self._call("compute_capability", self._device.compute_capability)
-        kinds = self._driver.device_attribute
-        return Device(
-            name=str(self._call("Device.name", self._device.name)),
-            target=f"sm_{major}{minor}",
-            integrated=bool(self._call("get_attribute", self._device.get_attribute, kinds.INTEGRATED)),
-            maps_host_memory=bool(
-                self._call("get_attribute", self._device.get_attribute, kinds.CAN_MAP_HOST_MEMORY)
-            ),
-        )
 
     def retain(self) -> None:
         """See ``CudaApi.retain``."""
@@ -125,6 +99,23 @@ class PyCuda(CudaApi):
         copy = self._driver.memcpy_dtoh_async
         self._call("memcpy_dtoh_async", copy, target, source.native, self._streams[stream.handle])
 
+    def _device_count(self) -> int:
+        self._call("init", self._driver.init)
+        return int(self._call("Device.count", self._driver.Device.count))
+
+    def _first_device(self) -> Device:
+        self._device = self._call("Device", self._driver.Device, 0)
+        major, minor = self._call("compute_capability", self._device.compute_capability)
+        kinds = self._driver.device_attribute
+        return Device(
+            name=str(self._call("Device.name", self._device.name)),
+            target=f"sm_{major}{minor}",
+            integrated=bool(self._call("get_attribute", self._device.get_attribute, kinds.INTEGRATED)),
+            maps_host_memory=bool(
+                self._call("get_attribute", self._device.get_attribute, kinds.CAN_MAP_HOST_MEMORY)
+            ),
+        )
+
     def _call(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return function(*arguments)
@@ -132,5 +123,4 @@ class PyCuda(CudaApi):
             raise
         # pycuda has errors of its own, named Error, MemoryError, LogicError..., and says so in their text.
         except Exception as err:
-            reason = " ".join(str(err).split())[:200] or type(err).__name__
-            raise EngineLoadError(f"CUDA: pycuda's {name} failed: {reason}") from err
+            raise EngineLoadError(f"CUDA: pycuda's {name} failed: {one_line(err, 200)}") from err

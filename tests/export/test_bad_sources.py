@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from export.build import BundleOptions, build_bundle
 from export.engine.options import BuildOptions
 from export.onnx_files import save_model
 from runtime.errors import CheckpointError, DgsNetError, SpecError, UsageError
+from tests.export.editing import put_values, set_weight
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -33,14 +34,6 @@ def message_of(kind: type[DgsNetError], source: Path) -> str:
     assert list(target.iterdir()) == []
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
-
-
-def weight(model: Any, name: str) -> Any:
-    return next(tensor for tensor in model.graph.initializer if tensor.name == name)
-
-
-def set_weight(model: Any, name: str, values: Any) -> None:
-    weight(model, name).CopyFrom(numpy_helper.from_array(np.asarray(values), name))
 
 
 def _dim(value: Any, axis: int, size: int | str) -> None:
@@ -114,11 +107,11 @@ def _branch(model: Any) -> None:
 
 
 def _halves_inside(model: Any) -> None:
-    set_weight(model, "head.weight", numpy_helper.to_array(weight(model, "head.weight")).astype(np.float16))
+    set_weight(model, "head.weight", lambda w: w, np.float16)
 
 
 def _doubles_inside(model: Any) -> None:
-    set_weight(model, "head.weight", numpy_helper.to_array(weight(model, "head.weight")).astype(np.float64))
+    set_weight(model, "head.weight", lambda w: w, np.float64)
 
 
 def _quantised(model: Any) -> None:
@@ -126,22 +119,20 @@ def _quantised(model: Any) -> None:
 
 
 def _nan(model: Any) -> None:
-    values = numpy_helper.to_array(weight(model, "block_1/up.weight")).copy()
-    values[3, 5] = np.nan
-    set_weight(model, "block_1/up.weight", values)
+    put_values(model, "block_1/up.weight", (3, 5), np.nan)
 
 
 def _infinite(model: Any) -> None:
-    set_weight(model, "block_0/q.bias", np.full(64, -np.inf, np.float32))
+    put_values(model, "block_0/q.bias", ..., -np.inf)
 
 
 def _frozen_at_two(model: Any) -> None:
-    set_weight(model, "flat", np.array([2, 64, 49]))
+    put_values(model, "flat", ..., [2, 64, 49])
 
 
 def _pairs_of_pictures(model: Any) -> None:
     """Shape inference cannot tell that only even batches run."""
-    set_weight(model, "block_1.split", np.array([-1, 98, 2, 32]))
+    put_values(model, "block_1.split", ..., [-1, 98, 2, 32])
 
 
 def _wrong_order(model: Any) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
-from onnx import numpy_helper
 from PIL import Image
 
 from export.build import BundleOptions, build_bundle
@@ -23,22 +22,9 @@ from export.precision.policy import PrecisionPolicy
 from runtime.console import run_cli
 from runtime.detector import Detector
 from runtime.errors import GateFailedError, MissingDependencyError
+from tests.export.editing import grow_hidden_unit
 
 SMALL = ((1, 2, 4),)
-
-
-def overflowing(model: Any) -> Any:
-    """One hidden unit of block 1 reaches some hundred thousand, and the next product scales it back."""
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    for name, place, factor in (
-        ("block_1/up.weight", np.s_[:, 5], 2.0**18),
-        ("block_1/up.bias", np.s_[5], 2.0**18),
-        ("block_1/down.weight", np.s_[5, :], 2.0**-18),
-    ):
-        values = numpy_helper.to_array(weights[name]).copy()
-        values[place] *= factor
-        weights[name].CopyFrom(numpy_helper.from_array(values, name))
-    return model
 
 
 @pytest.fixture
@@ -49,7 +35,10 @@ def source(vit: Callable[..., Any], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tight(vit: Callable[..., Any], tmp_path: Path) -> Path:
-    onnx.save(overflowing(vit()), tmp_path / "tight.onnx")
+    """One hidden unit of block 1 is beyond FP16's range."""
+    model = vit()
+    grow_hidden_unit(model, 1)
+    onnx.save(model, tmp_path / "tight.onnx")
     return tmp_path / "tight.onnx"
 
 

@@ -13,18 +13,18 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from export.onnx_files import load_model, save_model
-from export.parity.compare import HopReport, Limits, compare_logits
+from export.parity.compare import HopReport, compare_logits
 from export.parity.fp16_graph import fp16_loader_check
+from export.parity.limits import own_limits
 from export.precision import graph_session
-from export.precision.conversion import fp16_from_fp32
 from export.precision.emulation import MOVING_OPS, computed_tensors, emulated_from_fp16
 from export.precision.policy import PrecisionPolicy
 from export.precision.watching import Seen, open_emulation, open_watched_fp32
 from runtime.decision import Decision
 from runtime.errors import EngineLoadError, SpecError
-from runtime.tolerances import TOLERANCES
+from tests.export.editing import put_values, set_weight, write_graphs
 
-LIMITS = Limits(TOLERANCES["fp16_max_abs_logit"], TOLERANCES["fp16_min_cosine"])
+LIMITS = own_limits("fp16")
 Make = Callable[..., Any]
 
 
@@ -33,25 +33,8 @@ def rounded(values: np.ndarray) -> np.ndarray:
         return values.astype(np.float16).astype(np.float32)
 
 
-def half_graph(model: Any, folder: Path, policy: PrecisionPolicy | None = None) -> Path:
-    """Writes source.onnx and model_fp16.onnx, and returns the latter."""
-    onnx.save(model, folder / "source.onnx")
-    fp16_from_fp32(folder / "source.onnx", folder / "model_fp16.onnx", policy or PrecisionPolicy())
-    return folder / "model_fp16.onnx"
-
-
 def weights(model: Any) -> dict[str, np.ndarray]:
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-
-
-def set_weight(model: Any, name: str, change: Callable[[np.ndarray], None]) -> None:
-    for tensor in model.graph.initializer:
-        if tensor.name == name:
-            values = numpy_helper.to_array(tensor).copy()
-            change(values)
-            tensor.CopyFrom(numpy_helper.from_array(values, name))
-            return
-    raise KeyError(name)
 
 
 def tapped(path: Path, names: list[str], images: np.ndarray) -> dict[str, np.ndarray]:
@@ -61,7 +44,7 @@ def tapped(path: Path, names: list[str], images: np.ndarray) -> dict[str, np.nda
 
 @pytest.fixture
 def half(vit: Make, tmp_path: Path) -> Path:
-    return half_graph(vit(), tmp_path)
+    return write_graphs(tmp_path, vit())[1]
 
 
 def test_emulation__every_operator_rounds_once_as_numpy_does(half: Path, images: Any) -> None:
@@ -101,7 +84,7 @@ def test_emulation__weights_are_rounded_and_fp32_nodes_are_not(half: Path, image
 
 
 def test_emulation__a_block_kept_fp32_is_not_rounded(vit: Make, images: Any, tmp_path: Path) -> None:
-    path = half_graph(vit(), tmp_path, PrecisionPolicy(fp32_blocks=(0,)))
+    _full, path = write_graphs(tmp_path, vit(), PrecisionPolicy(fp32_blocks=(0,)))
     values = tapped(path, ["block_0/up:0", "block_1/up:0", "block_0/residual_2:0"], images)
     assert (values["block_0/up:0"] != rounded(values["block_0/up:0"])).mean() > 0.5
     np.testing.assert_array_equal(values["block_1/up:0"], rounded(values["block_1/up:0"]))
@@ -143,7 +126,7 @@ def test_session__refuses_an_onnxruntime_without_the_casts(
 def test_session__reads_weights_where_they_lie_and_writes_nothing(
     vit: Make, images: Any, tmp_path: Path
 ) -> None:
-    inline = half_graph(vit(), tmp_path)
+    _full, inline = write_graphs(tmp_path, vit())
     folder = tmp_path / "beside"
     folder.mkdir()
     save_model(load_model(inline), folder / "model_fp16.onnx", external_threshold=1000)
@@ -162,8 +145,8 @@ def test_emulation__refuses_a_graph_without_fp16(fp32_onnx: Path) -> None:
 
 def test_computed_tensors__name_the_same_value_in_both_graphs(vit: Make, tmp_path: Path) -> None:
     policy = PrecisionPolicy(fp32_layers=("block_1/mixed", "block_1/mixed_*"))
-    half = computed_tensors(load_model(half_graph(vit(), tmp_path, policy)))
-    full = computed_tensors(load_model(tmp_path / "source.onnx"))
+    model, half_model = (load_model(path) for path in write_graphs(tmp_path, vit(), policy))
+    full, half = computed_tensors(model), computed_tensors(half_model)
     sources = {tensor.source for tensor in full}
     assert {tensor.source for tensor in half} == sources
     assert len(full) == len(sources)
@@ -172,17 +155,14 @@ def test_computed_tensors__name_the_same_value_in_both_graphs(vit: Make, tmp_pat
     assert edge.source == ("block_1/mixed", 0)
     product = next(tensor for tensor in full if tensor.node == "block_1/mixed")
     assert "block_1/out" in product.readers
-    assert all(node.op_type not in MOVING_OPS for node in load_model(tmp_path / "source.onnx").graph.node
+    assert all(node.op_type not in MOVING_OPS for node in model.graph.node
                if node.name in {tensor.node for tensor in full})  # fmt: skip
 
 
 def test_watching__counts_what_numpy_counts(vit: Make, images: Any, tmp_path: Path) -> None:
     model = vit()
 
-    def spoil(values: np.ndarray) -> None:
-        values[:3] = [np.nan, np.inf, -np.inf]
-
-    set_weight(model, "block_1/up.bias", spoil)
+    put_values(model, "block_1/up.bias", np.s_[:3], [np.nan, np.inf, -np.inf])
     onnx.save(model, tmp_path / "model.onnx")
     with open_watched_fp32(tmp_path / "model.onnx", threads=1) as session:
         session.run(images[:2])
@@ -228,7 +208,7 @@ def emulated(half: Path, images: Any, reference: tuple[np.ndarray, np.ndarray]) 
 
 
 def test_emulation__is_near_fp32_and_not_fp32(half: Path, images: Any) -> None:
-    hop, session = emulated(half, images, reference_of(half.with_name("source.onnx"), images))
+    hop, session = emulated(half, images, reference_of(half.with_name("model.onnx"), images))
     assert hop.passed
     # Not 0: that would be FP32 arithmetic. Measured on this graph: 1e-4 to 2e-3.
     assert 0 < hop.max_abs_logit < LIMITS.max_abs_logit / 5
@@ -237,12 +217,10 @@ def test_emulation__is_near_fp32_and_not_fp32(half: Path, images: Any) -> None:
 
 
 def test_emulation__shows_a_wrong_weight(vit: Make, images: Any, tmp_path: Path) -> None:
-    half = half_graph(vit(), tmp_path)
-    reference = reference_of(tmp_path / "source.onnx", images)
+    full, half = write_graphs(tmp_path, vit())
+    reference = reference_of(full, images)
     model = load_model(half)
-    set_weight(
-        model, "block_1/down.weight_fp16", lambda values: values.__setitem__(..., np.roll(values, 1, 0))
-    )
+    set_weight(model, "block_1/down.weight_fp16", lambda values: np.roll(values, 1, 0))
     onnx.save(model, half)
     assert not emulated(half, images, reference)[0].passed
 
@@ -250,9 +228,9 @@ def test_emulation__shows_a_wrong_weight(vit: Make, images: Any, tmp_path: Path)
 def test_emulation__sees_an_overflow_that_no_logit_shows(vit: Make, images: Any, tmp_path: Path) -> None:
     model = vit()
     # The sigmoid makes 0 or 1 of it, whether it is 70,000 or infinite.
-    set_weight(model, "block_1.gate", lambda value: value.__setitem__(..., 60000.0))
-    half = half_graph(model, tmp_path)
-    reference = reference_of(tmp_path / "source.onnx", images)
+    put_values(model, "block_1.gate", ..., 60000.0)
+    full, half = write_graphs(tmp_path, model)
+    reference = reference_of(full, images)
     assert fp16_loader_check(half, images, reference, decision=Decision(), limits=LIMITS).passed
     hop, session = emulated(half, images, reference)
     assert hop.max_abs_logit < LIMITS.max_abs_logit

@@ -86,17 +86,12 @@ def start() -> Iterator[Callable[..., Build]]:
 
 
 @pytest.fixture(scope="module")
-def long_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def long_onnx(vit: Callable[..., object], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A contract graph whose engine takes seconds: 10 blocks."""
     import onnx
 
-    spec = importlib.util.spec_from_file_location("hand_made", Path(__file__).with_name("conftest.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     path = tmp_path_factory.mktemp("long") / "model.onnx"
-    onnx.save(module.vit_model(blocks=10), path)
+    onnx.save(vit(blocks=10), path)
     return path
 
 

@@ -13,14 +13,12 @@ import click
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
 from PIL import Image
 
 from export.commands.precision_options import policy_from_options, precision_options
-from export.parity.compare import Limits
 from export.parity.fp16_graph import fp16_loader_check
+from export.parity.limits import own_limits
 from export.precision.calibration import calibration_mosaics
-from export.precision.conversion import fp16_from_fp32
 from export.precision.headroom import OverflowReport
 from export.precision.overflow import overflow_report
 from export.precision.policy import PrecisionPolicy
@@ -28,38 +26,14 @@ from export.precision.watching import open_emulation, open_watched_fp32
 from runtime.decision import Decision
 from runtime.errors import DataError, GateFailedError, SpecError
 from runtime.pictures import mosaic_from_file
-from runtime.tolerances import TOLERANCES
+from tests.export.editing import grow_hidden_unit, put_values, write_graphs
 
 BLOCKS = 3
-JUDGE = {
-    "decision": Decision(),
-    "limits": Limits(TOLERANCES["fp16_max_abs_logit"], TOLERANCES["fp16_min_cosine"]),
-}
-
-
-def change(model: Any, name: str, change_values: Callable[[np.ndarray], None]) -> None:
-    for tensor in model.graph.initializer:
-        if tensor.name == name:
-            values = numpy_helper.to_array(tensor).copy()
-            change_values(values)
-            tensor.CopyFrom(numpy_helper.from_array(values, name))
-            return
-    raise KeyError(name)
-
-
-def scale(model: Any, name: str, where: Any, factor: float) -> None:
-    change(model, name, lambda values: values.__setitem__(where, values[where] * factor))
-
-
-def put(model: Any, name: str, index: int, value: float) -> None:
-    change(model, name, lambda values: values.__setitem__(index, value))
 
 
 def plant_hidden(model: Any, block: int) -> None:
-    """One hidden unit reaches about 450,000 and is scaled back by the next product: FP32 sees no change."""
-    scale(model, f"block_{block}/up.weight", np.s_[:, 5], 2.0**18)
-    scale(model, f"block_{block}/up.bias", np.s_[5], 2.0**18)
-    scale(model, f"block_{block}/down.weight", np.s_[5, :], 2.0**-18)
+    """One hidden unit grows, in nodes that are named after the MLP."""
+    grow_hidden_unit(model, block)
     for node in model.graph.node:
         head, _, part = node.name.partition("/")
         if part.startswith(("up", "gate", "gelu", "down")):
@@ -69,20 +43,12 @@ def plant_hidden(model: Any, block: int) -> None:
 def plant_residual(model: Any, block: int) -> None:
     """One channel of the residual stream leaves FP16's range in a block, each addend being inside it."""
     for k in (block - 1, block):
-        put(model, f"block_{k}/down.bias", 3, 40000.0)
-
-
-def written(folder: Path, model: Any, policy: PrecisionPolicy) -> tuple[Path, Path]:
-    """Writes both graphs and returns (FP32, FP16)."""
-    fp32, fp16 = folder / "model.onnx", folder / "model_fp16.onnx"
-    onnx.save(model, fp32)
-    fp16_from_fp32(fp32, fp16, policy)
-    return fp32, fp16
+        put_values(model, f"block_{k}/down.bias", 3, 40000.0)
 
 
 def guard(folder: Path, model: Any, images: Any, policy: PrecisionPolicy | None = None) -> OverflowReport:
     policy = policy or PrecisionPolicy()
-    return overflow_report(*written(folder, model, policy), images, policy, batch=2, threads=1)
+    return overflow_report(*write_graphs(folder, model, policy), images, policy, batch=2, threads=1)
 
 
 def policies_of(advice: str) -> list[PrecisionPolicy]:
@@ -137,11 +103,11 @@ def test_guard__plain_onnxruntime_misses_it(
 ) -> None:
     model = vit(blocks=BLOCKS)
     plant(model, 1)
-    fp32, fp16 = written(tmp_path, model, PrecisionPolicy())
+    fp32, fp16 = write_graphs(tmp_path, model)
     with open_watched_fp32(fp32, threads=1) as session:
         reference = session.run(images)
         assert max(seen.largest for seen in session.seen.values()) > 65520
-    loader = fp16_loader_check(fp16, images, reference, **JUDGE)
+    loader = fp16_loader_check(fp16, images, reference, decision=Decision(), limits=own_limits("fp16"))
     assert loader.passed, loader.line()
     with open_emulation(fp16, threads=1) as session:
         session.run(images)
@@ -189,7 +155,7 @@ def test_guard__advice_covers_who_reads_a_value_and_makes_it_small_again(
 ) -> None:
     model = vit(blocks=BLOCKS)
     plant_residual(model, 1)
-    put(model, "block_2/out.bias", 3, -40000.0)
+    put_values(model, "block_2/out.bias", 3, -40000.0)
     first = guard(tmp_path, model, images).first
     assert first is not None
     assert first.advice == "--fp32-blocks 1,2"
@@ -238,8 +204,8 @@ def test_guard__a_broken_fp32_graph_is_called_so(
     vit: Callable[..., Any], images: Any, tmp_path: Path
 ) -> None:
     model = vit()
-    fp32, fp16 = written(tmp_path, model, PrecisionPolicy())
-    put(model, "block_1/up.bias", 0, float("inf"))
+    fp32, fp16 = write_graphs(tmp_path, model)
+    put_values(model, "block_1/up.bias", 0, float("inf"))
     onnx.save(model, fp32)
     with pytest.raises(GateFailedError, match=r"FP32 graph itself .* first in node block_1/up_bias"):
         overflow_report(fp32, fp16, images, PrecisionPolicy(), threads=1)
@@ -247,8 +213,8 @@ def test_guard__a_broken_fp32_graph_is_called_so(
 
 def test_guard__the_graphs_must_belong_together(vit: Callable[..., Any], images: Any, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    _fp32, deeper = written(tmp_path / "other", vit(blocks=3), PrecisionPolicy())
-    fp32, _fp16 = written(tmp_path, vit(blocks=2), PrecisionPolicy())
+    _fp32, deeper = write_graphs(tmp_path / "other", vit(blocks=3))
+    fp32, _fp16 = write_graphs(tmp_path, vit(blocks=2))
     with pytest.raises(SpecError, match=r"node block_2/ln_1 is not in model\.onnx"):
         overflow_report(fp32, deeper, images, PrecisionPolicy(), threads=1)
     with pytest.raises(SpecError, match="found no mosaics"):

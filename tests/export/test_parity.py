@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -11,17 +10,12 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import numpy_helper
 from PIL import Image
 
-from export.build import BundleOptions, build_bundle
 from export.checkpoint import CheckpointSource
-from export.engine.options import BuildOptions
 from export.parity.batches import batch_laws, checked_sizes
 from export.parity.compare import Limits
 from export.parity.forms import Computed, Graphs, model_forms, run_in_chunks
@@ -32,21 +26,9 @@ from runtime.bundle import open_bundle
 from runtime.decision import Decision
 from runtime.errors import EngineLoadError, UsageError
 from runtime.golden import read_golden
-from runtime.manifest import manifest_bytes
+from tests.export.editing import edit_graph, edit_manifest, set_weight
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def sound(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("sound") / "bundle"
-    build_bundle(run_folder, target, BundleOptions(engine=BuildOptions(profiles=((1, 2, 4),))))
-    return target
-
-
-@pytest.fixture
-def bundle(sound: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(sound, tmp_path / "bundle")
 
 
 @pytest.fixture
@@ -64,22 +46,10 @@ def parity(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     return run
 
 
-def reseal(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    change(manifest)
-    (bundle / "manifest.json").write_bytes(manifest_bytes(manifest))
-
-
 def shift_bias(bundle: Path, by: float) -> None:
     """Moves every logit of both graphs; the head is FP32 in either."""
     for name in ("model.onnx", "model_fp16.onnx"):
-        model = onnx.load(bundle / name)
-        bias = next(w for w in model.graph.initializer if w.name == "head/bias")
-        bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(by), bias.name))
-        content = model.SerializeToString()
-        (bundle / name).write_bytes(content)
-        facts = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
-        reseal(bundle, lambda m, n=name, f=facts: m["files"].update({n: f}))
+        edit_graph(bundle, lambda model: set_weight(model, "head/bias", lambda bias: bias + by), name)
 
 
 def test_parity__passes_and_writes_every_report(
@@ -128,7 +98,7 @@ def test_parity__exits_1_and_says_where(bundle: Path, run_folder: Path, tmp_path
 
 
 def test_parity__another_threshold_is_other_verdicts(bundle: Path, run_folder: Path, parity: Run) -> None:
-    reseal(bundle, lambda m: m["decision"].update(threshold=0.9))
+    edit_manifest(bundle, lambda m: m["decision"].update(threshold=0.9))
     code, out, _ = parity(bundle, "--checkpoint", run_folder)
     assert code == 1
     line = next(line for line in out.splitlines() if line.startswith("FAILED"))
@@ -140,13 +110,13 @@ def test_parity__a_manifest_tightens_and_never_loosens(
     bundle: Path, parity: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     shift_bias(bundle, 2e-3)
-    reseal(bundle, lambda m: m["tolerances"].update(fp32_max_abs_logit=1000))
+    edit_manifest(bundle, lambda m: m["tolerances"].update(fp32_max_abs_logit=1000))
     code, _, err = parity(bundle)
     assert code == 1
     # The command's handler keeps the stream of whichever test started it first.
     assert "the stricter one holds" in err + caplog.text
     assert parity(bundle, "--max-abs-logit-fp32", "0.01")[0] == 0  # the person at the keyboard may
-    reseal(bundle, lambda m: m["tolerances"].update(fp32_max_abs_logit=1e-4))
+    edit_manifest(bundle, lambda m: m["tolerances"].update(fp32_max_abs_logit=1e-4))
     assert parity(bundle, "--max-abs-logit-fp32", "0.01")[0] == 1  # but not past what the bundle promises
 
 
@@ -264,8 +234,7 @@ def test_parity__names_that_are_no_text_reach_every_report(
     ET.parse(tmp_path / "j.xml")
 
 
-def test_golden_gate__checks_a_bundle_that_is_being_built(sound: Path, run_folder: Path) -> None:
-    checkpoint = CheckpointSource(run_folder)
+def test_golden_gate__checks_a_bundle_that_is_being_built(sound: Path, checkpoint: CheckpointSource) -> None:
     golden = read_golden(sound / "golden.npz", checkpoint.embed_dim)
     graphs = Graphs(sound / "model.onnx", sound / "model_fp16.onnx", checkpoint.embed_dim, (1, 2, 4))
 
@@ -342,8 +311,7 @@ def test_model_forms__what_does_not_open_is_a_form_with_its_reason(tmp_path: Pat
     assert "cannot load" in broken.reason
 
 
-def test_waterfall__goes_on_when_a_form_breaks_midway(sound: Path, run_folder: Path) -> None:
-    checkpoint = CheckpointSource(run_folder)
+def test_waterfall__goes_on_when_a_form_breaks_midway(sound: Path, checkpoint: CheckpointSource) -> None:
     golden = read_golden(sound / "golden.npz", checkpoint.embed_dim)
     calls = []
 

@@ -20,6 +20,7 @@ from runtime.bundle import open_bundle
 from runtime.detector import Detector
 from runtime.errors import ManifestError
 from runtime.golden import read_golden
+from tests.export.editing import edit_graph, edit_manifest, scale_values, set_weight
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -122,25 +123,8 @@ def test_predict__tells_the_families_apart(bundle: Path, data_set: Path) -> None
     assert max(real) < min(fake)
 
 
-def rewritten(folder: Path, name: str, content: bytes) -> None:
-    """Replaces a file and makes the manifest agree, as somebody would who exports with other tools."""
-    import hashlib
-
-    from runtime.manifest import manifest_bytes
-
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / name).write_bytes(content)
-    manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
-    (folder / "manifest.json").write_bytes(manifest_bytes(manifest))
-
-
 def test_parity__fails_on_a_wrong_weight(copy: Path, run_folder: Path, data_set: Path) -> None:
-    model = onnx.load(copy / "model.onnx")
-    weight = next(w for w in model.graph.initializer if w.name == "block_2/mlp/fc/weight")
-    changed = numpy_helper.to_array(weight).copy()
-    changed[:, 0] *= -3
-    weight.CopyFrom(numpy_helper.from_array(changed, weight.name))
-    rewritten(copy, "model.onnx", model.SerializeToString())
+    edit_graph(copy, lambda model: scale_values(model, "block_2/mlp/fc/weight", np.s_[:, 0], -3))
     done = command("export", "parity", copy, "--checkpoint", run_folder, "--data", data_set / "test")
     assert done.returncode == 1
     assert "FAILED" in done.stdout
@@ -148,15 +132,8 @@ def test_parity__fails_on_a_wrong_weight(copy: Path, run_folder: Path, data_set:
 
 
 def test_parity__a_manifest_cannot_loosen_it(copy: Path, run_folder: Path) -> None:
-    from runtime.manifest import manifest_bytes
-
-    model = onnx.load(copy / "model.onnx")
-    bias = next(w for w in model.graph.initializer if w.name == "head/bias")
-    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.5), bias.name))
-    rewritten(copy, "model.onnx", model.SerializeToString())
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["tolerances"] = {"fp32_max_abs_logit": 1000}
-    (copy / "manifest.json").write_bytes(manifest_bytes(manifest))
+    edit_graph(copy, lambda model: set_weight(model, "head/bias", lambda bias: bias + 0.5))
+    edit_manifest(copy, lambda manifest: manifest.update(tolerances={"fp32_max_abs_logit": 1000}))
     done = command("export", "parity", copy)
     assert done.returncode == 1
     assert "the stricter one holds" in done.stderr

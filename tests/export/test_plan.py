@@ -22,6 +22,7 @@ from export.plan.forecast import GB, engine_forecast, graphs_forecast
 from export.plan.room import Room, room_for
 from export.plan.weights import graph_sizes, tower_bytes
 from runtime.errors import CheckpointError, EngineBuildError, UsageError
+from tests.export.vit_graph import vit_model
 
 ROOT = Path(__file__).parent.parent.parent
 PLENTY = Room(memory_bytes=64 * GB, swap_bytes=0, disk_bytes=64 * GB)
@@ -46,13 +47,7 @@ def wide_onnx(path: Path, width: int, blocks: int) -> Path:
     """Writes a contract graph with towers as wide as real ones."""
     from export.onnx_files import save_model
 
-    spec = importlib.util.spec_from_file_location("hand_made", Path(__file__).with_name("conftest.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.WIDTH, module.HEADS = width, width // 64
-    save_model(module.vit_model(blocks=blocks), path)
+    save_model(vit_model(blocks=blocks, width=width, heads=width // 64), path)
     return path
 
 

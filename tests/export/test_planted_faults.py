@@ -10,39 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from onnx import helper, numpy_helper
 from PIL import Image
 
-from export.build import BundleOptions, build_bundle
 from export.checkpoint import CheckpointSource
-from export.engine.options import BuildOptions
 from export.parity.checks import ORIGIN
 from export.parity.forms import FP16, MERGED, ONNX_FP32
 from export.parity.gate import GateOptions, bundle_gate
 from export.parity.outcome import GateReport
-from runtime.manifest import manifest_bytes
+from tests.export.editing import edit_graph, edit_manifest, insert_after, set_weight
 
 ENGINE, FILES = "engine onnxruntime:cpu", "files onnxruntime:cpu"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(run_folder: Path) -> CheckpointSource:
-    return CheckpointSource(run_folder)
-
-
-@pytest.fixture(scope="module")
-def sound(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("sound") / "bundle"
-    build_bundle(run_folder, target, BundleOptions(engine=BuildOptions(profiles=((1, 2, 4),))))
-    return target
-
-
-@pytest.fixture
-def bundle(sound: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(sound, tmp_path / "bundle")
 
 
 @pytest.fixture(scope="module")
@@ -64,30 +44,6 @@ def gate(checkpoint: CheckpointSource, few: Path) -> Callable[[Path], GateReport
     return run
 
 
-def reseal(bundle: Path, name: str, content: bytes) -> None:
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    (bundle / name).write_bytes(content)
-    manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
-    (bundle / "manifest.json").write_bytes(manifest_bytes(manifest))
-
-
-def change_graph(bundle: Path, change: Callable[[Any], None], name: str = "model.onnx") -> None:
-    model = onnx.load(bundle / name)
-    change(model)
-    reseal(bundle, name, model.SerializeToString())
-
-
-def change_manifest(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    change(manifest)
-    (bundle / "manifest.json").write_bytes(manifest_bytes(manifest))
-
-
-def set_weight(model: Any, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    weight = next(w for w in model.graph.initializer if w.name == name)
-    weight.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(weight)), name))
-
-
 def lora_twice(model: Any, run: Path) -> None:
     from safetensors.numpy import load_file
 
@@ -97,9 +53,7 @@ def lora_twice(model: Any, run: Path) -> None:
         update = np.concatenate(
             [scale * state[f"lora.{block}.{p}.b"] @ state[f"lora.{block}.{p}.a"] for p in "qkv"]
         )
-        set_weight(
-            model, f"block_{block}/attention/qkv/weight", lambda w, u=update: (w + u.T).astype(np.float32)
-        )
+        set_weight(model, f"block_{block}/attention/qkv/weight", lambda w, u=update: w + u.T)
 
 
 def set_epsilon(model: Any) -> None:
@@ -144,10 +98,7 @@ def swap_residual(model: Any) -> None:
 
 def freeze_batch(model: Any) -> None:
     """A reshape that always gives four rows: what tracing with one example of four leaves behind."""
-    shape = next(w for w in model.graph.initializer if w.name == "block_2/attention/token_shape")
-    value = numpy_helper.to_array(shape).copy()
-    value[0] = 4
-    shape.CopyFrom(numpy_helper.from_array(value, shape.name))
+    set_weight(model, "block_2/attention/token_shape", lambda shape: [4, *shape[1:]])
 
 
 def mix_rows(model: Any) -> None:
@@ -158,27 +109,24 @@ def mix_rows(model: Any) -> None:
     axis = numpy_helper.from_array(np.array([0], np.int64), "axis_0")
     tenth = numpy_helper.from_array(np.float32(0.1), "tenth")
     graph.initializer.extend([axis, tenth])
-    place = list(graph.node).index(node) + 1
     new = [
         helper.make_node("ReduceMean", ["embedding_alone", "axis_0"], ["row_mean"], name="mean", keepdims=1),
         helper.make_node("Sub", ["embedding_alone", "row_mean"], ["off"], name="off"),
         helper.make_node("Mul", ["off", "tenth"], ["little"], name="little"),
         helper.make_node("Add", ["embedding_alone", "little"], ["embedding"], name="sum"),
     ]
-    nodes = list(graph.node)
-    del graph.node[:]
-    graph.node.extend([*nodes[:place], *new, *nodes[place:]])
+    insert_after(model, node, new)
 
 
 def statistics_of_clip(model: Any) -> None:
     for name, values in (("preprocess/mean", CLIP_MEAN), ("preprocess/std", CLIP_STD)):
-        set_weight(model, name, lambda w, v=values: np.array(v, np.float32).reshape(w.shape))
+        set_weight(model, name, lambda w, v=values: np.reshape(v, w.shape))
 
 
 def bgr(model: Any) -> None:
     """The graph reads the channels backwards, by its first convolution and its statistics."""
     for name in ("preprocess/mean", "preprocess/std", "stem/conv/weight"):
-        set_weight(model, name, lambda w: np.ascontiguousarray(w[:, ::-1]))
+        set_weight(model, name, lambda w: w[:, ::-1])
 
 
 def test_gate__passes_a_sound_bundle(sound: Path, gate: Callable[[Path], GateReport]) -> None:
@@ -215,7 +163,7 @@ def test_gate__passes_a_sound_bundle(sound: Path, gate: Callable[[Path], GateRep
 def test_gate__blames_the_fp32_graph(
     bundle: Path, gate: Callable[[Path], GateReport], change: Callable[[Any], None]
 ) -> None:
-    change_graph(bundle, change)
+    edit_graph(bundle, change)
     report = gate(bundle)
     assert not report.passed
     assert report.blame == ONNX_FP32
@@ -224,7 +172,7 @@ def test_gate__blames_the_fp32_graph(
 def test_gate__blames_the_graph_for_adapters_merged_twice(
     bundle: Path, run_folder: Path, gate: Callable[[Path], GateReport]
 ) -> None:
-    change_graph(bundle, lambda model: lora_twice(model, run_folder))
+    edit_graph(bundle, lambda model: lora_twice(model, run_folder))
     assert gate(bundle).blame == ONNX_FP32
 
 
@@ -244,7 +192,7 @@ def test_gate__blames_a_merge_that_adds_twice(
 
 
 def fp16_weight(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Any], None]:
-    return lambda model: set_weight(model, f"{name}_fp16", lambda w: change(w).astype(np.float16))
+    return lambda model: set_weight(model, f"{name}_fp16", change)
 
 
 def one_sign(weight: np.ndarray) -> np.ndarray:
@@ -277,7 +225,7 @@ def one_sign(weight: np.ndarray) -> np.ndarray:
 def test_gate__blames_the_fp16_graph(
     bundle: Path, gate: Callable[[Path], GateReport], change: Callable[[Any], None], told: str
 ) -> None:
-    change_graph(bundle, change, "model_fp16.onnx")
+    edit_graph(bundle, change, "model_fp16.onnx")
     report = gate(bundle)
     assert report.blame == FP16
     text = next(check.text for check in report.failed if check.name == ORIGIN)
@@ -335,17 +283,14 @@ def test_gate__sees_an_fp16_overflow_that_plain_onnx_runtime_misses(
         node.output[0] = "grown"
         for name, value in (("up", 2.0**15), ("down", 2.0**-15)):
             graph.initializer.append(numpy_helper.from_array(np.array(value, dtype), name + suffix))
-        place = list(graph.node).index(node) + 1
         new = [
             helper.make_node("Mul", ["grown", "up" + suffix], ["large"], name="block_2/mlp/up"),
             helper.make_node("Mul", ["large", "down" + suffix], [inner], name="block_2/mlp/down"),
         ]
-        nodes = list(graph.node)
-        del graph.node[:]
-        graph.node.extend([*nodes[:place], *new, *nodes[place:]])
+        insert_after(model, node, new)
 
-    change_graph(bundle, lambda m: overflow(m, "", np.float32))
-    change_graph(bundle, lambda m: overflow(m, "_fp16", np.float16), "model_fp16.onnx")
+    edit_graph(bundle, lambda m: overflow(m, "", np.float32))
+    edit_graph(bundle, lambda m: overflow(m, "_fp16", np.float16), "model_fp16.onnx")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -429,7 +374,7 @@ def test_gate__blames_the_files_for_a_swapped_permutation(
         order = manifest["preprocessing"]["permutation"]
         order[0], order[1] = order[1], order[0]
 
-    change_manifest(bundle, swap)
+    edit_manifest(bundle, swap)
     report = gate(bundle)
     assert report.blame == FILES
     assert any("another order (2 of 49 cells: 0, 1)" in check.text for check in report.failed)
@@ -439,7 +384,7 @@ def test_gate__blames_the_files_for_a_swapped_permutation(
 def test_gate__sees_other_statistics_in_the_manifest(
     bundle: Path, gate: Callable[[Path], GateReport]
 ) -> None:
-    change_manifest(bundle, lambda m: m["preprocessing"].update(mean=list(CLIP_MEAN)))
+    edit_manifest(bundle, lambda m: m["preprocessing"].update(mean=list(CLIP_MEAN)))
     report = gate(bundle)
     assert [check.hop for check in report.failed] == ["settings"]
 

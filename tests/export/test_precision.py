@@ -21,6 +21,7 @@ from export.precision.conversion import fp16_from_fp32
 from export.precision.policy import PrecisionPolicy
 from runtime.errors import EngineBuildError, GateFailedError, ManifestError, UsageError
 from runtime.tolerances import TOLERANCES
+from tests.export.editing import put_values, set_weight
 
 DEFAULT = PrecisionPolicy()
 
@@ -33,29 +34,12 @@ def run(path: Path, images: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(names, session.run(None, {"images": images}), strict=True))
 
 
-def changed(model: Any, name: str, change: Callable[[np.ndarray], None]) -> Any:
-    """Rewrites one weight of a model."""
-    for tensor in model.graph.initializer:
-        if tensor.name == name:
-            values = numpy_helper.to_array(tensor).copy()
-            change(values)
-            tensor.CopyFrom(numpy_helper.from_array(values, name))
-    return model
-
-
 def converted(model: Any, folder: Path, policy: PrecisionPolicy = DEFAULT) -> tuple[Any, Any]:
     """Returns (report, FP16 model)."""
     source = folder / "source.onnx"
     onnx.save(model, source)
     report = fp16_from_fp32(source, folder / "model_fp16.onnx", policy)
     return report, load_model(folder / "model_fp16.onnx")
-
-
-def put_first_weight(value: float) -> Callable[[np.ndarray], None]:
-    def change(values: np.ndarray) -> None:
-        values.flat[0] = value
-
-    return change
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -126,9 +110,7 @@ def test_fp16__a_weight_of_both_precisions_is_split(
 
 def test_fp16__casts_of_the_source_follow(vit: Callable[..., Any], images: Any, tmp_path: Path) -> None:
     model = vit()
-    for tensor in model.graph.initializer:
-        if tensor.name == "block_1.gate":
-            tensor.CopyFrom(numpy_helper.from_array(np.array(2, np.int64), tensor.name))
+    set_weight(model, "block_1.gate", lambda value: 2, np.int64)
     position = next(k for k, node in enumerate(model.graph.node) if node.name == "block_1/gate_in")
     cast = onnx.helper.make_node("Cast", ["block_1.gate"], ["two"], name="block_1/two", to=TensorProto.FLOAT)
     model.graph.node.insert(position, cast)
@@ -276,7 +258,8 @@ def test_options__other_bad_values() -> None:
 
 @pytest.mark.parametrize("value", [1e5, -70000.0, 65504.1])
 def test_weights__out_of_range_are_named(value: float, vit: Callable[..., Any], tmp_path: Path) -> None:
-    model = changed(vit(), "block_1/up.weight", put_first_weight(value))
+    model = vit()
+    put_values(model, "block_1/up.weight", (0, 0), value)
     with pytest.raises(
         EngineBuildError, match=r"weight block_1/up\.weight: found a magnitude of .* at most 65504"
     ):
@@ -288,23 +271,26 @@ def test_weights__out_of_range_are_named(value: float, vit: Callable[..., Any], 
 def test_weights__not_finite_are_named(
     name: str, value: float, vit: Callable[..., Any], tmp_path: Path
 ) -> None:
+    model = vit()
+    put_values(model, name, 0, value)
     with pytest.raises(EngineBuildError, match=rf"weight {name}: found NaN or infinity"):
-        converted(changed(vit(), name, put_first_weight(value)), tmp_path)
+        converted(model, tmp_path)
 
 
 def test_weights__the_fp32_nodes_may_hold_large_ones(vit: Callable[..., Any], tmp_path: Path) -> None:
-    _report, model = converted(changed(vit(), "head.weight", put_first_weight(1e5)), tmp_path)
-    kept = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    model = vit()
+    put_values(model, "head.weight", 0, 1e5)
+    _report, half = converted(model, tmp_path)
+    kept = {t.name: numpy_helper.to_array(t) for t in half.graph.initializer}
     assert kept["head.weight"].dtype == np.float32
     assert kept["head.weight"].max() == 1e5
 
 
 def test_weights__what_flushes_to_zero_is_counted(vit: Callable[..., Any], tmp_path: Path) -> None:
-    def tiny(values: np.ndarray) -> None:
-        values.flat[:4] = [1e-9, -1e-9, 2e-8, 0.0]
-
-    before, _model = converted(vit(), tmp_path)
-    after, _model = converted(changed(vit(), "block_0/q.weight", tiny), tmp_path)
+    model = vit()
+    before, _half = converted(model, tmp_path)
+    put_values(model, "block_0/q.weight", np.s_[0, :4], [1e-9, -1e-9, 2e-8, 0.0])
+    after, _half = converted(model, tmp_path)
     assert after.flushed_weights == before.flushed_weights + 3
 
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from runtime.errors import DataError, UsageError
+from runtime.errors import DataError, UsageError, kind_and_line
 from runtime.names import printable_name
 from train.backbone import RANDOM, UNREADABLE, import_open_clip
 from train.captioning.preprocessing import CaptionPreprocessing
@@ -154,8 +154,8 @@ def load_coca(name: str, pretrained: str, *, seed: int = 0) -> tuple[Any, Any]:
     except (*UNREADABLE, SafetensorError) as err:
         raise DataError(
             f"captioning model {name} with {printable_name(pretrained)} weights: cannot be read or fetched, "
-            f"expected weights of this model ({type(err).__name__}: {' '.join(str(err).split())[:300]}); "
-            "give --pretrained FILE, or --method template"
+            f"expected weights of this model ({kind_and_line(err)}); give --pretrained FILE, "
+            "or --method template"
         ) from err
     vocabulary = model.text_decoder.text_projection
     if vocabulary.shape[1] != getattr(tokenizer, "vocab_size", None):

@@ -66,8 +66,6 @@ def calibrate(
         raise UsageError("--uncertain and --uncertain-share exclude each other; give one of them")
     if uncertain_share is not None and not 0 < uncertain_share < 1:
         raise UsageError(f"--uncertain-share: found {uncertain_share}, expected a share above 0 and below 1")
-    if max_corrupt is not None and not 0 <= max_corrupt <= 1:
-        raise UsageError(f"--max-corrupt: found {max_corrupt}, expected 0 to 1")
     import numpy as np
 
     from train.checkpoint import load_checkpoint, write_record

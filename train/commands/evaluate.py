@@ -83,8 +83,6 @@ def evaluate(
         raise UsageError(f"--min-ap: found {min_ap}, expected 0 to 1")
     if gated and min_ap is None:
         raise UsageError(f"--gate: found {', '.join(gated)} without --min-ap; give the AP to reach")
-    if max_corrupt is not None and not 0 <= max_corrupt <= 1:
-        raise UsageError(f"--max-corrupt: found {max_corrupt}, expected 0 to 1")
     for flag, place in (("--json-file", json_file), ("--csv-file", csv_file), ("--scores-file", scores_file)):
         if place is not None and not place.parent.is_dir():
             raise UsageError(f"{flag}: found no folder {place.parent}; make it first")

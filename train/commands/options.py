@@ -7,6 +7,15 @@ from typing import Any
 
 import click
 
+from runtime.errors import UsageError
+
+
+def _checked_share(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not 0 <= value <= 1:  # a click range lets nan pass
+        raise UsageError(f"--max-corrupt: found {value}, expected 0 to 1")
+    return value
+
+
 _SCORING_OPTIONS = (
     click.option("--device", default="cpu", show_default=True, help="cpu or cuda"),
     click.option(
@@ -15,6 +24,7 @@ _SCORING_OPTIONS = (
     click.option(
         "--max-corrupt",
         type=float,
+        callback=_checked_share,
         help="share of unreadable pictures that does not stop it; default RUN's data.max_corrupt",
     ),
 )

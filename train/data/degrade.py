@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import ImageError, UsageError
+from runtime.errors import ImageError, UsageError, one_line
 from runtime.spec import PATCH_SIDE
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _encoded(image: NDArray[np.uint8], file_format: str, **options: int) -> NDAr
     except (OSError, ValueError) as err:
         height, width = image.shape[:2]
         raise ImageError(
-            f"{width} x {height} pixels cannot be written as {file_format} ({' '.join(str(err).split())}); "
+            f"{width} x {height} pixels cannot be written as {file_format} ({one_line(err)}); "
             "leave this degradation out or the picture"
         ) from err
     written: Image.Image = Image.open(stream, formats=[file_format])

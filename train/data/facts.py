@@ -14,7 +14,7 @@ from typing import Any
 
 from runtime.cache import cache_folder, read_cache_file, write_cache_file
 from runtime.decode import FORMATS, decode_image
-from runtime.errors import ImageError
+from runtime.errors import ImageError, one_line
 from runtime.spec import PATCH_SIDE
 from runtime.verification import SETTLE_NS
 from train.data.layout import Sample
@@ -163,7 +163,7 @@ def _header(source: Path | bytes) -> tuple[str, int, int]:
             codec = _SAME_CODEC.get(str(image.format), str(image.format))
             width, height = image.size
     except Exception as err:  # on hostile bytes format readers raise anything
-        raise ImageError(f"its header cannot be read ({' '.join(str(err).split())[:200]})") from err
+        raise ImageError(f"its header cannot be read ({one_line(err, 200)})") from err
     if codec not in FORMATS:
         raise ImageError(f"found {codec}, expected one of {', '.join(FORMATS)}")
     return codec, width, height

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.errors import DataError, ImageError
+from runtime.errors import DataError, ImageError, one_line
 from runtime.names import printable_name
 from runtime.scan import SUFFIXES
 from train.data.shards import SIDECAR_LIMIT, read_span, shard_members
@@ -158,7 +158,7 @@ def read_sidecar(sample: Sample, suffix: str = ".txt") -> str | None:
         content = _bytes_beside(sample, ".json")
         fields = {} if content is None else json.loads(content)
     except (ValueError, RecursionError) as err:
-        reason = " ".join(str(err).split())
+        reason = one_line(err)
         raise DataError(f"{sample.name}: its {suffix} or .json cannot be read as text ({reason})") from err
     caption = fields.get("caption") if isinstance(fields, dict) else fields
     if caption is not None and not isinstance(caption, str):

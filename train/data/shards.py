@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from runtime.cache import cache_folder, read_cache_file, write_cache_file
-from runtime.errors import DataError
+from runtime.errors import DataError, one_line
 from runtime.names import printable_name
 from runtime.scan import SUFFIXES
 from runtime.verification import SETTLE_NS
@@ -132,9 +132,8 @@ def _regular_files(path: Path, stream: IO[bytes], length: int) -> Iterator[tuple
     except DataError:
         raise
     except Exception as err:  # on hostile bytes tarfile raises anything, down to RecursionError
-        reason = " ".join(str(err).split())[:200]
         raise DataError(
-            f"{_name(path)}: not an uncompressed tar file, or damaged ({reason}); get it again"
+            f"{_name(path)}: not an uncompressed tar file, or damaged ({one_line(err, 200)}); get it again"
         ) from err
     # tarfile takes a damaged header for the end, which would drop the rest without a word.
     stream.seek(end)
@@ -183,7 +182,7 @@ def _json_object(name: str, content: bytes | None) -> dict[str, Any]:
     try:
         fields = json.loads(content)
     except (ValueError, RecursionError) as err:
-        raise DataError(f"{name}.json cannot be read as JSON ({' '.join(str(err).split())})") from err
+        raise DataError(f"{name}.json cannot be read as JSON ({one_line(err)})") from err
     if not isinstance(fields, dict):
         raise DataError(f"{name}.json: found {type(fields).__name__}, expected one JSON object")
     label, generator = fields.get("label", 0), fields.get("generator", "x")

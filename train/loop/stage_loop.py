@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from runtime.console import Progress
-from runtime.errors import GateFailedError, UsageError
+from runtime.errors import GateFailedError, UsageError, one_line
 from runtime.files import write_atomically
 from train.config import TrainConfig
 from train.loop.feed import Feed, Window
@@ -198,10 +198,10 @@ def memory_advice(config: TrainConfig) -> Iterator[None]:
 
 def _advice(config: TrainConfig, err: Exception) -> str:
     half = "" if config.optim.amp != "off" else ", give optim.amp=bf16"
-    reason = " ".join(str(err).split())[:160]
     return (
         f"out of memory with {config.data.batch} samples in {config.optim.accumulate} micro-batches: raise "
-        f"optim.accumulate (the result stays the same){half}, or take a smaller backbone ({reason})"
+        f"optim.accumulate (the result stays the same){half}, or take a smaller backbone "
+        f"({one_line(err, 160)})"
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
-from runtime.errors import MissingDependencyError
+from runtime.errors import MissingDependencyError, one_line
 
 if TYPE_CHECKING:
     import tensorrt
@@ -39,7 +39,7 @@ def import_tensorrt(backend: str) -> tensorrt._Module:
             return cast("tensorrt._Module", [import_module(name) for name in names][-1])
         except (ImportError, OSError) as err:
             # A driver library that a container lacks ends the import with OSError.
-            reasons.append(f"{names[-1]}: {' '.join(str(err).split())[:200]}")
+            reasons.append(f"{names[-1]}: {one_line(err, 200)}")
     raise MissingDependencyError(f"{backend} is not usable here ({'; '.join(reasons)}); {_CURE[backend]}")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.cuda.releases import drop_locals
-from runtime.errors import DgsNetError, EngineLoadError
+from runtime.errors import DgsNetError, EngineLoadError, one_line
 
 logger = logging.getLogger("dgsnet.tensorrt")
 
@@ -132,7 +132,6 @@ def _freed(err: BaseException) -> DgsNetError:
     drop_locals(err)
     if isinstance(err, DgsNetError):
         return err
-    reason = " ".join(str(err).split())[:300] or type(err).__name__
-    failure = EngineLoadError(f"the engine failed ({reason}); open the bundle again")
+    failure = EngineLoadError(f"the engine failed ({one_line(err)}); open the bundle again")
     failure.__cause__ = err
     return failure
