@@ -52,6 +52,16 @@ def bisect_options(command: CommandT) -> CommandT:
     return command
 
 
+def require_sense(*, repair: bool, drop_engines: bool) -> None:
+    """Refuses options that contradict each other, before anything is computed.
+
+    Raises:
+        UsageError: --drop-engines without --repair.
+    """
+    if drop_engines and not repair:
+        raise UsageError("--drop-engines: found without --repair, which alone builds engines; add it")
+
+
 def located(
     bundle: Path,
     checkpoint: CheckpointSource | None,
@@ -66,14 +76,19 @@ def located(
     """Returns where the chain breaks; None where nobody asked.
 
     Raises:
-        UsageError: --drop-engines without --repair.
+        UsageError: --drop-engines without --repair, or a repair could not be written.
+        MissingDependencyError: a repair could not build an engine here.
     """
-    if drop_engines and not repair:
-        raise UsageError("--drop-engines: found without --repair, which alone builds engines; add it")
+    require_sense(repair=repair, drop_engines=drop_engines)
     if not bisect and not repair:
         return None
-    from export.parity.bisect.run import BisectOptions, bisect_bundle
+    from export.parity.bisect.run import BisectOptions, bisect_bundle, is_fp16_at_fault
 
+    if repair and is_fp16_at_fault(report):
+        from export.parity.bisect.repair import require_repairable
+
+        # Before the search, which takes long: it would be for nothing.
+        require_repairable(bundle, drop_engines=drop_engines)
     options = BisectOptions(pictures=bisect_pictures, evaluations=bisect_evaluations)
     return bisect_bundle(bundle, checkpoint, report, options=options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from export.commands.bisect_options import bisect_options, located, repaired
+from export.commands.bisect_options import bisect_options, located, repaired, require_sense
 from runtime.console import print_json, verbosity_option
 from runtime.errors import DataError, DgsNetError, GateFailedError, UsageError
+from runtime.names import utf8_name
 
 if TYPE_CHECKING:
     from export.parity.bisect.findings import BisectReport
@@ -84,6 +86,7 @@ def parity(
     for path in (json_file, html_file, junit_file):
         if path is not None and not path.resolve().parent.is_dir():
             raise UsageError(f"{path}: its folder does not exist; make it first")
+    require_sense(repair=repair, drop_engines=drop_engines)
     source = None if checkpoint is None else CheckpointSource(checkpoint)
     limits: dict[str, float | int | None] = {
         "max_abs_logit": max_abs_logit,
@@ -98,29 +101,28 @@ def parity(
         command=("python", "-m", "export", *sys.argv[1:]),
     )
     report = bundle_gate(bundle, source, data, limits=limits, options=options)
-    found = located(
-        bundle, source, report, bisect=bisect, repair=repair, drop_engines=drop_engines,
-        bisect_pictures=bisect_pictures, bisect_evaluations=bisect_evaluations,
-    )  # fmt: skip
-    repair_error, trade_off = None, None
-    if repair and found is not None:
-        try:
+    found, trade_off, stopped = None, None, None
+    try:
+        found = located(
+            bundle, source, report, bisect=bisect, repair=repair, drop_engines=drop_engines,
+            bisect_pictures=bisect_pictures, bisect_evaluations=bisect_evaluations,
+        )  # fmt: skip
+        if repair and found is not None:
             done = repaired(
                 bundle, source, data, report, found, limits=limits, options=options, drop_engines=drop_engines
             )
-        except DgsNetError as err:
-            repair_error = err  # raised after the report, which says why
-        else:
             report, trade_off = done or (report, None)
-    shown = _Shown(report, found, trade_off)
+    except DgsNetError as err:
+        stopped = err  # raised after the report, which nobody shall have waited for in vain
+    shown = _Shown(report, found, trade_off, "" if stopped is None or not repair else str(stopped))
     shown.write(json_file, html_file, junit_file)
     if as_json:
         print_json(shown.content())
     else:
         for line in shown.lines():
             click.echo(line)
-    if repair_error is not None:
-        raise repair_error
+    if stopped is not None:
+        raise stopped
     if not report.passed:
         raise GateFailedError(f"parity: {len(report.failed)} checks failed, first: {report.failed[0].line()}")
     if require_all:
@@ -139,6 +141,7 @@ class _Shown:
     report: GateReport
     found: BisectReport | None
     trade_off: TradeOff | None
+    not_repaired: str
 
     def content(self) -> dict[str, Any]:
         content = self.report.to_json()
@@ -146,11 +149,31 @@ class _Shown:
             content["bisect"] = self.found.to_json()
         if self.trade_off is not None:
             content["repair"] = self.trade_off.to_json()
+        elif self.not_repaired:
+            content["repair"] = {"status": "not-repaired", "reason": utf8_name(self.not_repaired)}
         return content
 
     def lines(self) -> list[str]:
-        parts = [part.lines() for part in (self.report, self.found, self.trade_off) if part is not None]
-        return [line for lines in parts for line in lines]
+        if self.found is None:
+            return self.report.lines()
+        if self.trade_off is None:
+            return [*self.report.lines(), *self.found.lines()]
+        before = ["before the repair:", *self.found.lines()]
+        return [*before, *self.trade_off.lines(), "the repaired bundle:", *self.report.lines()]
+
+    def where(self) -> list[str]:
+        """Returns the page's lines on the place; after a repair they say what was repaired."""
+        if self.found is None:
+            return []
+        if self.trade_off is None:
+            return self.found.lines()
+        return [*self.trade_off.lines(), "before the repair:", *self.found.lines()]
+
+    def checked(self) -> GateReport:
+        """Returns the gate with what was found as checks of its own; a repaired bundle has no such place."""
+        if self.found is None or self.trade_off is not None:
+            return self.report
+        return dataclasses.replace(self.report, checks=(*self.report.checks, *self.found.checks()))
 
     def write(self, json_file: Path | None, html_file: Path | None, junit_file: Path | None) -> None:
         from export.parity.junit import junit_xml
@@ -160,9 +183,10 @@ class _Shown:
             text = json.dumps(self.content(), indent=1, allow_nan=False) + "\n"
             write_atomically(json_file, text.encode())
         if junit_file is not None:
-            write_atomically(junit_file, junit_xml(self.report))
+            write_atomically(junit_file, junit_xml(self.checked()))
         if html_file is not None:
             from export.parity.page.document import html_page
 
-            rows = [] if self.found is None else self.found.page_rows()
-            write_atomically(html_file, html_page(self.report, rows))
+            is_still_so = self.trade_off is None
+            rows = self.found.page_rows() if self.found is not None and is_still_so else []
+            write_atomically(html_file, html_page(self.report, rows, self.where()))

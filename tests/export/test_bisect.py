@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from export.build import BundleOptions, build_bundle
+from export.bundle.golden import write_golden
 from export.checkpoint import CheckpointSource
-from export.engine.options import BuildOptions
 from export.parity.bisect.findings import (
     FILE,
     FOUND,
@@ -30,30 +28,14 @@ from export.parity.bisect.findings import (
 from export.parity.bisect.run import BisectOptions, bisect_bundle
 from export.parity.forms import FP16, ONNX_FP32
 from export.parity.gate import GateOptions, bundle_gate
+from export.parity.graph_as_written import GraphAsWritten
 from export.parity.page.document import html_page
 from export.precision.conversion import fp16_from_fp32
 from export.precision.policy import PrecisionPolicy
 from runtime.errors import UsageError
-from runtime.manifest import manifest_bytes
+from runtime.manifest import GOLDEN_NAME, manifest_bytes
 
 BLOCKS = 4
-
-
-@pytest.fixture(scope="module")
-def checkpoint(run_folder: Path) -> CheckpointSource:
-    return CheckpointSource(run_folder)
-
-
-@pytest.fixture(scope="module")
-def sound(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("sound") / "bundle"
-    build_bundle(run_folder, target, BundleOptions(engine=BuildOptions(profiles=((1, 2, 4),))))
-    return target
-
-
-@pytest.fixture
-def bundle(sound: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(sound, tmp_path / "bundle")
 
 
 @pytest.fixture
@@ -124,7 +106,8 @@ def test_bisect__blames_nothing_in_a_sound_bundle(sound: Path, bisect: Callable[
     assert [getattr(hop, "hop", None) for hop in report.hops] == [ONNX_FP32, FP16]
     assert report.proposal.status == PASSES
     assert not report.proposal.is_repair
-    assert len(report.proposal.evaluations) == 1
+    assert report.lines()[0] == "bisect: no part of the graphs is at fault; the gate passed"
+    assert {check.status for check in report.checks()} == {"passed"}
     assert len(report.page_rows()) == 2 * (BLOCKS + 6)
     assert all(row.relative_error <= row.limit for row in report.page_rows())
 
@@ -164,6 +147,18 @@ def test_bisect__finds_a_fault_that_only_the_fp16_file_has(
     assert report.proposal.is_repair
     assert report.proposal.blocks == ()
     assert "the file is at fault" in report.proposal.reason
+
+
+def test_bisect__judges_the_length_of_embeddings(bundle: Path, bisect: Callable[..., BisectReport]) -> None:
+    """The head takes back what the projection adds: neither logit nor direction shows it."""
+    for name, factor in (("projection/weight", 1.06), ("head/weight", 1 / 1.06)):
+        edit_graph(
+            bundle, lambda m, n=name, f=factor: change_weight(m, n, lambda w: w * f), "model_fp16.onnx"
+        )
+    report = bisect(bundle, source=None)
+    assert report.first == (FP16, "projection")
+    assert "length of embeddings" in report.proposal.evaluations[0].reason
+    assert report.proposal.status == FILE
 
 
 @pytest.mark.parametrize("planted", [pytest.param((2,), marks=pytest.mark.slow), (0, 3)])
@@ -212,9 +207,33 @@ def test_bisect__says_that_no_block_repairs_what_lies_outside(
     reseal(bundle)
     report = bisect(bundle, source=None)
     assert report.proposal.status == NOT_FP16
-    assert "even with every block in FP32 it fails" in report.proposal.reason
-    assert "try --fp32-layers 'pool/*'" in report.proposal.reason
+    assert "even with blocks 0-3 in FP32 it fails" in report.proposal.reason
+    assert report.proposal.reason.endswith("passes: build it again with --fp32-layers 'pool/*'")
+    assert report.proposal.evaluations[-1].passed
     assert report.first == (FP16, "pool")
+
+
+def test_bisect__tries_what_is_at_fault_outside_of_the_blocks(
+    bundle: Path, bisect: Callable[..., BisectReport]
+) -> None:
+    """The residual leaves FP16's range in block 2, and stays out of it up to the last norm."""
+
+    def grow(values: np.ndarray) -> np.ndarray:
+        values[3] = 40000.0
+        return values
+
+    for block in (1, 2):
+        edit_graph(bundle, lambda m, b=block: change_weight(m, f"block_{b}/mlp/proj/bias", grow))
+    with np.load(bundle / GOLDEN_NAME) as golden:
+        images, width = golden["images"], golden["embedding"].shape[1]
+    with GraphAsWritten(bundle / "model.onnx", embed_dim=width, profile=(1, 4, 32)) as graph:
+        write_golden(bundle / GOLDEN_NAME, images, *graph.run(images))
+    fp16_from_fp32(bundle / "model.onnx", bundle / "model_fp16.onnx", PrecisionPolicy())
+    reseal(bundle)
+    proposal = bisect(bundle, source=None).proposal
+    assert proposal.status == NOT_FP16
+    assert proposal.reason.endswith("build it again with --fp32-blocks 2,3 --fp32-layers 'pool/*'")
+    assert proposal.evaluations[-1].passed
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from export.graph.detector import detector_graph
 from export.graph.tower import tower_from_torch
 from export.onnx_files import save_graph
 from export.parity.bisect.boundaries import boundaries_of
+from export.parity.bisect.faults import MISSING, PartFaultError
 from export.parity.bisect.hops import export_drift, fp16_drift
 from export.precision.conversion import fp16_from_fp32
 from export.precision.policy import PrecisionPolicy
@@ -215,6 +216,30 @@ def test_export_drift__names_the_node_of_a_frozen_batch(graph: Path, tower: Torc
     frozen = change(graph, lambda m: change_weight(m, "block_2/attention/token_shape", freeze))
     with pytest.raises(EngineLoadError, match="block_2/attention/mix_tokens"):
         export_drift(tower, frozen, mosaics(6))
+
+
+def leave_out(model: Any, block: int, *, nodes_too: bool) -> None:
+    """The block behind reads what the block before gave."""
+    given, result = (f"block_{k}/mlp/residual" for k in (block - 1, block))
+    for node in model.graph.node:
+        if not node.name.startswith(f"block_{block}/"):
+            for k, name in enumerate(node.input):
+                node.input[k] = given if name == result else name
+    if nodes_too:
+        kept = [node for node in model.graph.node if not node.name.startswith(f"block_{block}/")]
+        del model.graph.node[:]
+        model.graph.node.extend(kept)
+
+
+@pytest.mark.parametrize("nodes_too", [False, True], ids=["unread", "removed"])
+def test_export_drift__names_a_block_that_is_left_out(
+    nodes_too: bool, graph: Path, tower: TorchTower
+) -> None:
+    """Not the sound block behind it, which reads what it should not."""
+    change(graph, lambda m: leave_out(m, 2, nodes_too=nodes_too))
+    with pytest.raises(PartFaultError, match="no result of block_2") as caught:
+        export_drift(tower, graph, mosaics(2))
+    assert (caught.value.form, caught.value.part, caught.value.how) == ("onnx-fp32", "block_2", MISSING)
 
 
 @pytest.mark.parametrize("block", range(BLOCKS))

@@ -85,6 +85,8 @@ class HopDrift:
         precision: "fp32" or "fp16".
         count: pictures.
         parts: in the order of the graph.
+        broken_reference: the first part of which the reference itself gives infinity or NaN; "" for none.
+            What is found behind it says nothing of this hop.
     """
 
     hop: str
@@ -92,6 +94,7 @@ class HopDrift:
     precision: str
     count: int
     parts: tuple[PartDrift, ...]
+    broken_reference: str = ""
 
     @property
     def first(self) -> PartDrift | None:
@@ -113,6 +116,11 @@ class HopDrift:
         """Returns the finding as one line for a person."""
         first = self.first
         where = f"{self.reference} -> {self.hop}"
+        if self.broken_reference:
+            return (
+                f"{where}: first at fault {self.broken_reference} of {self.reference}, which gives infinity "
+                "or NaN itself"
+            )
         if first is None:
             worst = self.worst
             return (
@@ -174,6 +182,7 @@ class HopDrift:
             "precision": self.precision,
             "count": self.count,
             "first": None if self.first is None else self.first.part,
+            "broken_reference": self.broken_reference or None,
             "parts": [part.to_json() for part in self.parts],
         }
 
@@ -193,6 +202,7 @@ class HopSums:
         self._own = {name: DriftSums() for name in self._names}
         self._response = {name: DriftSums() for name in self._names}
         self._largest = {name: [0.0, 0.0] for name in self._names}
+        self._broken = {name: False for name in self._names}
         self._count = 0
 
     def add(self, reference: Values, found: Values, own: Values) -> None:
@@ -200,6 +210,7 @@ class HopSums:
         for name, before, given in self._parts(reference):
             self._drift[name].add(name, before, found[name], given)
             self._own[name].add(name, before, own[name], given)
+            self._broken[name] |= not bool(np.isfinite(before).all())
             for side, values in enumerate((before, found[name])):
                 finite = np.abs(values[np.isfinite(values)])
                 self._largest[name][side] = max(self._largest[name][side], float(finite.max(initial=0.0)))
@@ -228,7 +239,8 @@ class HopSums:
             )
             for name in self._names
         ]  # fmt: skip
-        return HopDrift(hop, reference, self._precision, self._count, tuple(parts))
+        broken = next((name for name in self._names if self._broken[name]), "")
+        return HopDrift(hop, reference, self._precision, self._count, tuple(parts), broken)
 
     def _limit(self, name: str) -> float:
         floor, allowed = FLOORS[self._precision], RESPONSES_ALLOWED

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from export.parity.bisect.drift import HopDrift
+from export.parity.bisect.faults import NOT_RUN
 from export.parity.bisect.judge import Evaluation, blocks_label
+from export.parity.checks import FAILED, PASSED, SKIPPED, Check
 from export.parity.page.document import BlockDrift
 from export.precision.blocks import number_list
 from runtime.names import utf8_name
@@ -26,18 +28,18 @@ class Broken:
     Attributes:
         hop: key of the form.
         reason: why, in one line.
-        part: the part that fails when it is run, where that is known; else "".
+        part: the part that is at fault, where that is known; else "".
+        how: what is wrong with the part.
     """
 
     hop: str
     reason: str
     part: str
+    how: str = NOT_RUN
 
     def line(self) -> str:
         """Returns it as one line for a person."""
-        where = (
-            f"first at fault {self.part}, which does not run" if self.part else "its parts were not compared"
-        )
+        where = f"first at fault {self.part}, {self.how}" if self.part else "its parts were not compared"
         return f"{self.hop}: {where}: {self.reason}"
 
 
@@ -48,8 +50,8 @@ class Proposal:
     Attributes:
         status: "passes" (the bundle's FP16 graph passes as it is), "file" (a fresh conversion by the bundle's
             own policy passes: the file is at fault, not its precision), "found" (a set that is 1-minimal),
-            "unfinished" (a set that passes; evaluations ran out), "not-fp16" (even with every block FP32 it
-            fails) or "not-searched".
+            "unfinished" (a set that passes; evaluations ran out), "not-fp16" (with as many blocks FP32 as can
+            be it still fails) or "not-searched".
         reason: in words.
         blocks: the set; empty where there is none.
         evaluations: all graphs that were judged, in their order.
@@ -109,12 +111,14 @@ class BisectReport:
         proposal: the blocks to keep FP32.
         chosen: which pictures were looked at, in words.
         count: how many.
+        blame: key of the hop where the gate says that the chain breaks; None where it passed.
     """
 
     hops: tuple[HopDrift | Broken, ...]
     proposal: Proposal
     chosen: str
     count: int
+    blame: str | None = None
 
     @property
     def first(self) -> tuple[str, str] | None:
@@ -123,13 +127,44 @@ class BisectReport:
             if isinstance(hop, Broken):
                 if hop.part:
                     return hop.hop, hop.part
+            elif hop.broken_reference:
+                return hop.reference, hop.broken_reference
             elif hop.first is not None:
                 return hop.hop, hop.first.part
         return None
 
+    def verdict(self) -> str:
+        """Returns what was found in one line."""
+        broken = [hop.hop for hop in self.hops if isinstance(hop, Broken)]
+        if self.first is not None:
+            found = f"the first fault is in {self.first[1]} of {self.first[0]}"
+        elif broken:
+            found = f"the parts of {', '.join(broken)} could not be compared"
+        elif not self.hops:
+            found = "no two forms of the graph are here to compare"
+        else:
+            found = "no part of the graphs is at fault"
+        if self.blame is None:
+            return f"bisect: {found}; the gate passed"
+        return f"bisect: {found}; the chain breaks at {self.blame}"
+
+    def checks(self) -> tuple[Check, ...]:
+        """Returns a check for each hop, as a report of tests lists them.
+
+        What is over its limit fails where the gate failed; where the gate passed, nobody is held up by it.
+        """
+        found = []
+        for hop in self.hops:
+            is_at_fault = bool(hop.part if isinstance(hop, Broken) else hop.broken_reference or hop.first)
+            status = FAILED if is_at_fault and self.blame is not None else PASSED
+            if isinstance(hop, Broken) and not is_at_fault:
+                status = SKIPPED
+            found.append(Check(hop.hop, "part by part", status, hop.line(), is_own=False))
+        return tuple(found)
+
     def lines(self) -> list[str]:
         """Returns the report for a terminal."""
-        lines = [self.chosen]
+        lines = [self.verdict(), self.chosen]
         for hop in self.hops:
             lines.append(hop.line())
             if isinstance(hop, HopDrift):
@@ -140,11 +175,12 @@ class BisectReport:
         """Returns the form that a report stores; every number in it is finite or null."""
         first = self.first
         return {
+            "verdict": self.verdict(),
             "count": self.count,
             "first": None if first is None else {"hop": first[0], "part": first[1]},
             "drift": [hop.to_json() for hop in self.hops if isinstance(hop, HopDrift)],
             "broken": [
-                {"hop": hop.hop, "part": hop.part or None, "reason": utf8_name(hop.reason)}
+                {"hop": hop.hop, "part": hop.part or None, "how": hop.how, "reason": utf8_name(hop.reason)}
                 for hop in self.hops
                 if isinstance(hop, Broken)
             ],
@@ -167,6 +203,11 @@ class BisectReport:
         ]
 
 
+def passes(reason: str) -> Proposal:
+    """Returns a proposal that says why there is nothing to propose."""
+    return Proposal(PASSES, reason, (), (), ())
+
+
 def not_searched(reason: str) -> Proposal:
     """Returns a proposal that says why there is none."""
     return Proposal(NOT_SEARCHED, reason, (), (), ())
@@ -176,5 +217,9 @@ def found_reason(blocks: tuple[int, ...], *, is_minimal: bool) -> str:
     """Returns what is said of a set that passes."""
     label = blocks_label(blocks)
     if is_minimal:
-        return f"passes with {label}; without any one of them it fails"
-    return f"passes with {label}; evaluations ran out before it was shown that none of them can be left out"
+        one = "that" if len(blocks) == 1 else "any one of them"
+        return f"passes with {label}; without {one} it fails"
+    return (
+        f"passes with {label}; evaluations ran out before it was shown that none of them can be left out "
+        "(--bisect-evaluations takes more)"
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,14 +13,16 @@ from numpy.typing import NDArray
 from export.onnx_files import inferred_types, load_model, require_onnx
 from export.parity.bisect.boundaries import HEAD, PROJECTION, Boundary, boundaries_of
 from export.parity.bisect.drift import HopDrift, HopSums
+from export.parity.bisect.faults import MISSING, NOT_RUN, PartFaultError, part_in
 from export.parity.bisect.forcing import ForcedSession, Values, force_parts
 from export.parity.bisect.torch_values import HookableCheckpoint, torch_values
 from export.parity.forms import FP16, ONNX_FP32, UNMERGED
+from export.precision.blocks import block_of
 from export.precision.emulation import emulated_from_fp16
 from export.precision.graph_session import GraphSession
 from export.precision.watching import open_emulation
 from runtime.console import Progress
-from runtime.errors import SpecError
+from runtime.errors import EngineBuildError, EngineLoadError, SpecError
 from runtime.spec import EMBEDDING_NAME, LOGIT_NAME
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ def export_drift(
 
     Raises:
         SpecError: the graph breaks the contract, has no named blocks, or is of another model.
+        PartFaultError: the graph leaves out a block.
         EngineLoadError: ONNX Runtime cannot load or run it.
         MissingDependencyError: onnx or onnxruntime is not installed.
     """
@@ -50,7 +54,8 @@ def export_drift(
         sums = HopSums(graph.boundaries, "fp32")
         with Progress("drift by block, PyTorch to ONNX", len(images)) as progress:
             for rows in _batches(images, batch):
-                reference = _known(torch_values(checkpoint, rows), graph.boundaries, fp32.name)
+                values = torch_values(checkpoint, rows)
+                reference = _known(values, graph.boundaries, ONNX_FP32, fp32.name)
                 graph.add_to(sums, rows, reference)
                 progress.advance(len(rows))
     return sums.result(ONNX_FP32, UNMERGED)
@@ -66,14 +71,15 @@ def fp16_drift(fp32: Path, fp16: Path, images: NDArray[np.uint8], *, batch: int 
         batch: mosaics at a time, which bounds the memory.
 
     Raises:
-        As ``export_drift`` does.
+        As ``export_drift`` does; a ``PartFaultError`` of the FP32 graph where that is what does not run.
     """
     with ExitStack() as stack:
-        before, after = _Graph(fp32, stack, is_half=False), _Graph(fp16, stack, is_half=True)
+        before = _Reference(fp32, stack)
+        after = _Graph(fp16, stack, is_half=True)
         sums = HopSums(after.boundaries, "fp16")
         with Progress("drift by block, FP32 to FP16", len(images)) as progress:
             for rows in _batches(images, batch):
-                reference = _known(before.values(rows), after.boundaries, fp16.name)
+                reference = _known(before.values(rows), after.boundaries, FP16, fp16.name)
                 after.add_to(sums, rows, reference)
                 progress.advance(len(rows))
     return sums.result(FP16, ONNX_FP32)
@@ -118,14 +124,46 @@ class _Graph:
             sums.add_response(reference, own, self._parts.run(images, sums.shaken(reference)))
 
 
+class _Reference:
+    """The FP32 graph as what FP16 is compared with: what breaks in it is not the FP16 graph's fault."""
+
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        with _blamed_on(ONNX_FP32):
+            self._graph = _Graph(path, stack, is_half=False)
+
+    def values(self, images: NDArray[np.uint8]) -> Values:
+        """Returns the results of all parts, each reading the one before."""
+        with _blamed_on(ONNX_FP32):
+            return self._graph.values(images)
+
+
+@contextmanager
+def _blamed_on(form: str) -> Iterator[None]:
+    try:
+        yield
+    except (EngineBuildError, EngineLoadError, SpecError) as err:
+        raise PartFaultError(form, part_in(str(err)), NOT_RUN, str(err)) from err
+
+
 def _half_boundaries(model: ModelProto, boundaries: list[Boundary]) -> set[str]:
     half = require_onnx().TensorProto.FLOAT16
     types = inferred_types(model)
     return {boundary.tensor for boundary in boundaries if types.get(boundary.tensor) == half}
 
 
-def _known(values: Values, boundaries: list[Boundary], name: str) -> Values:
-    missing = [boundary.name for boundary in boundaries if boundary.name not in values]
+def _known(values: Values, boundaries: list[Boundary], form: str, name: str) -> Values:
+    names = [boundary.name for boundary in boundaries]
+    # Else the block behind the one that is left out would be blamed: it reads what it should not.
+    left_out = [part for part in values if block_of(f"{part}/") is not None and part not in names]
+    if left_out:
+        raise PartFaultError(
+            form,
+            left_out[0],
+            MISSING,
+            f"{name}: found no result of {left_out[0]} that another part reads, expected every block of the "
+            "form that it is compared with; export it again",
+        )
+    missing = [part for part in names if part not in values]
     if missing:
         raise SpecError(
             f"{name}: its part {missing[0]} is not in the form that it is compared with, which has "

@@ -14,7 +14,7 @@ from export.parity.bisect.pictures import Chosen
 from export.parity.checks import FAILED, Check, hop_checks
 from export.parity.compare import Outputs
 from export.parity.data_set import Picture
-from export.parity.embeddings import cosine_rows
+from export.parity.embeddings import cosine_rows, length_rows
 from export.parity.forms import FP16
 from export.parity.measures import Comparison, comparison
 from export.parity.settings import GateLimits
@@ -24,6 +24,8 @@ from export.precision.watching import open_emulation
 from runtime.decision import Decision
 
 DEFAULT_BATCH = 4
+# Checks that only all pictures of the gate together can fail or pass.
+_OF_ALL = (", AP", ", flip bound")
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,9 @@ class Judge:
                     break
         outputs = np.concatenate(logits), np.concatenate(embeddings)
         rows = slice(0, len(outputs[0]))
-        # What only all pictures together tell: flips that add up, and average precision.
-        reason = reason or self._reason(outputs, rows, is_all=True)
+        # What only all pictures together tell: flips that add up, and where none of the gate's pictures was
+        # left out average precision and the bound.
+        reason = reason or self._reason(outputs, rows, is_all=self.chosen.is_all)
         nearest = self._comparison(next(iter(self.references)), outputs, rows)
         return Evaluation(
             label, tuple(blocks), reason, len(outputs[0]), nearest.logit.largest, len(nearest.flips)
@@ -118,7 +121,7 @@ class Judge:
         failed = [check for check in self._checks(outputs, rows) if check.status == FAILED]
         # A part of the pictures has its own AP and bound, which say nothing of the whole.
         if not is_all:
-            failed = [check for check in failed if not check.name.endswith((", AP", ", flip bound"))]
+            failed = [check for check in failed if not check.name.endswith(_OF_ALL)]
         return f"{failed[0].name}: {failed[0].text}" if failed else ""
 
     def _checks(self, outputs: Outputs, rows: slice) -> list[Check]:
@@ -135,6 +138,7 @@ class Judge:
             logit[rows],
             outputs[0],
             cosines=cosine_rows(embedding[rows], outputs[1]),
+            lengths=length_rows(embedding[rows], outputs[1]),
             decision=self.decision,
             tie_below=self.limits.fp16.max_abs_logit,
         )

@@ -15,6 +15,7 @@ from runtime.errors import DataError
 from runtime.spec import Preprocessing
 
 DEFAULT_COUNT = 128  # 19 MB of mosaics
+MOST_PICTURES = 1024
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,15 @@ class Chosen:
     mosaics: NDArray[np.uint8]
     total: int
 
+    @property
+    def is_all(self) -> bool:
+        """Whether no picture of the gate was left out."""
+        return len(self.pictures) == self.total
+
     def line(self) -> str:
         """Returns what was chosen, for a person."""
         count = len(self.pictures)
-        if count == self.total:
+        if self.is_all:
             return f"looked at part by part: all {count} pictures"
         return (
             f"looked at part by part: {count} of {self.total} pictures, half of them those that differ most "

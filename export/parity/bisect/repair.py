@@ -57,6 +57,20 @@ class RepairOptions:
     drop_engines: bool = False
 
 
+def require_repairable(bundle: Path, *, drop_engines: bool) -> None:
+    """Refuses a repair that could not be finished, whatever its blocks, before they are looked for.
+
+    Raises:
+        MissingDependencyError: an engine cannot be built here, and ``drop_engines`` is not set.
+        UsageError: the bundle's parent folder cannot be written to, or somebody else writes the bundle now.
+    """
+    place = bundle.resolve()
+    with BundleWriter(place), open_bundle(bundle) as opened:
+        opened.join()
+        policy = policy_of_bundle(opened.manifest.raw["provenance"])
+        require_rebuildable(opened.manifest, policy, drop_engines=drop_engines)
+
+
 def repair_bundle(
     bundle: Path,
     checkpoint: CheckpointSource | None,
@@ -83,10 +97,27 @@ def repair_bundle(
     Raises:
         GateFailedError: there is nothing to repair with, or the repaired bundle fails: nothing is written.
         MissingDependencyError: an engine cannot be built here.
-        UsageError: the bundle was replaced meanwhile, or cannot be written.
+        UsageError: the bundle was replaced meanwhile, or cannot be written; it is then as it was.
     """
     if not proposal.is_repair:
         raise GateFailedError(f"--repair: nothing is written: {proposal.reason}")
+    try:
+        return _repaired(bundle, checkpoint, data, before, proposal, options)
+    except OSError as err:
+        raise UsageError(
+            f"--repair: {bundle} is left as it was, its repair cannot be written ({err.strerror or err}); "
+            "free space beside it, or check permissions there"
+        ) from err
+
+
+def _repaired(
+    bundle: Path,
+    checkpoint: CheckpointSource | None,
+    data: Path | None,
+    before: GateReport,
+    proposal: Proposal,
+    options: RepairOptions,
+) -> tuple[GateReport, TradeOff]:
     place = bundle.resolve()
     candidate = place.with_name(f".{place.name}.repair")
     with ExitStack() as stack:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from export.checkpoint import CheckpointSource
 from export.parity.bisect.drift import HopDrift
-from export.parity.bisect.findings import BisectReport, Broken, Proposal, not_searched
+from export.parity.bisect.faults import PartFaultError, part_in
+from export.parity.bisect.findings import BisectReport, Broken, Proposal, not_searched, passes
 from export.parity.bisect.hops import export_drift, fp16_drift
 from export.parity.bisect.judge import DEFAULT_BATCH, Judge
 from export.parity.bisect.pictures import DEFAULT_COUNT, Chosen, chosen_pictures
 from export.parity.bisect.proposal import DEFAULT_EVALUATIONS, proposed_blocks
+from export.parity.checks import ORIGIN, Check
 from export.parity.compare import Outputs
 from export.parity.forms import FP16, MERGED, ONNX_FP32, UNMERGED, run_in_chunks
 from export.parity.graph_as_written import GraphAsWritten
@@ -26,8 +27,6 @@ from runtime.engine_entry import MAX_BATCH
 from runtime.errors import EngineBuildError, EngineLoadError, SpecError, UsageError
 from runtime.manifest import MODEL_FP16_NAME, MODEL_NAME
 from runtime.spec import Preprocessing
-
-_PART = re.compile(r"\b(block_\d+|preprocess|stem|pool|projection|head)/")
 
 
 @dataclass(frozen=True)
@@ -84,21 +83,48 @@ def bisect_bundle(
         hops: list[HopDrift | Broken] = []
         if checkpoint is not None:
             source = checkpoint
-            hops.append(_looked_at(ONNX_FP32, lambda: export_drift(source, fp32, chosen.mosaics)))
+            hops += _looked_at(ONNX_FP32, lambda: export_drift(source, fp32, chosen.mosaics), hops)
         if fp16 is not None:
             half = fp16
-            hops.append(_looked_at(FP16, lambda: fp16_drift(fp32, half, chosen.mosaics)))
+            hops += _looked_at(FP16, lambda: fp16_drift(fp32, half, chosen.mosaics), hops)
+            hops += _other_file(report, hops)
         proposal = _proposal(opened, checkpoint, report, chosen, hops, options)
-    return BisectReport(tuple(hops), proposal, chosen.line(), len(chosen.pictures))
+    return BisectReport(tuple(hops), proposal, chosen.line(), len(chosen.pictures), report.blame)
 
 
-def _looked_at(key: str, look: Callable[[], HopDrift]) -> HopDrift | Broken:
+def is_fp16_at_fault(report: GateReport) -> bool:
+    """Tells whether a gate failed at the FP16 graph and not before it: what another graph may repair."""
+    return any(check.hop == FP16 for check in report.failed) and not _failed_before(report)
+
+
+def _failed_before(report: GateReport) -> list[Check]:
+    return [check for check in report.failed if check.hop in (UNMERGED, MERGED, ONNX_FP32)]
+
+
+def _looked_at(
+    key: str, look: Callable[[], HopDrift], before: Sequence[HopDrift | Broken]
+) -> list[HopDrift | Broken]:
     """Returns the drift of a hop, or what keeps its graph from running: one broken hop hides no other."""
     try:
-        return look()
+        return [look()]
+    except PartFaultError as err:
+        broken = Broken(err.form, str(err), err.part, err.how)
+        if err.form == key:
+            return [broken]
+        # It is what this hop is compared with that breaks, which the hop before may have said.
+        known = [] if any(hop.hop == err.form for hop in before) else [broken]
+        return [*known, Broken(key, f"{err.form}, which it is compared with, does not run", "")]
     except (EngineBuildError, EngineLoadError, SpecError) as err:
-        part = _PART.search(str(err))
-        return Broken(key, str(err), part[1] if part else "")
+        return [Broken(key, str(err), part_in(str(err)))]
+
+
+def _other_file(report: GateReport, hops: Sequence[HopDrift | Broken]) -> list[HopDrift | Broken]:
+    """Returns what the files tell of the FP16 graph where its values tell nothing."""
+    looked_at = [hop for hop in hops if isinstance(hop, HopDrift) and hop.hop == FP16]
+    if not looked_at or looked_at[0].first is not None:
+        return []
+    texts = [check.text for check in report.failed if check.hop == FP16 and check.name == ORIGIN]
+    return [Broken(FP16, text, part_in(text), "which is not the FP32 graph's, rounded") for text in texts]
 
 
 def _proposal(
@@ -111,12 +137,20 @@ def _proposal(
 ) -> Proposal:
     if MODEL_FP16_NAME not in opened.manifest.files:
         return not_searched("the bundle holds no FP16 graph")
-    before = [check for check in report.failed if check.hop in (UNMERGED, MERGED, ONNX_FP32)]
+    before = _failed_before(report)
     if before:
+        is_known = checkpoint is not None or any(
+            hop.hop == ONNX_FP32 if isinstance(hop, Broken) else hop.broken_reference for hop in hops
+        )
+        hint = "" if is_known else "; --checkpoint RUN says in which part"
         return not_searched(
             f"not looked for: the chain breaks before FP16, at {before[0].hop} ({before[0].name}); no "
-            "precision repairs that"
+            f"precision repairs that{hint}"
         )
+    failed = [check for check in report.failed if check.hop == FP16]
+    if not failed:
+        elsewhere = "" if report.passed else f"; what failed is {report.blame}, which no block repairs"
+        return passes(f"{MODEL_FP16_NAME} passes as it is; no block needs FP32{elsewhere}")
     fp32, fp16 = opened.file(MODEL_NAME), opened.file(MODEL_FP16_NAME)
     judge = Judge(
         chosen,
@@ -131,8 +165,9 @@ def _proposal(
             fp16,
             judge,
             policy_of_bundle(opened.manifest.raw["provenance"]),
-            hops[-1],
+            next((hop for hop in hops if isinstance(hop, HopDrift) and hop.hop == FP16), None),
             Path(scratch),
+            failed=failed,
             most=options.evaluations,
         )
 

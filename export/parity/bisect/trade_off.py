@@ -95,7 +95,7 @@ class TradeOff:
         """Returns the trade-off for a terminal."""
         before, after = self.graph_bytes
         lines = [
-            f"repaired: {blocks_label(self.blocks[0])} -> {blocks_label(self.blocks[1])}",
+            f"repaired: {self._change()}",
             f"  FP16, emulated, before  {self.hops[0].line()}",
             f"  FP16, emulated, after   {self.hops[1].line()}",
             f"  FP16 graph: {_mib(before)} -> {_mib(after)} ({after / before:.2f} times)",
@@ -106,9 +106,16 @@ class TradeOff:
         lines.append("  onnxruntime runs model.onnx in FP32: nothing changes there")
         return lines
 
+    def _change(self) -> str:
+        before, after = map(blocks_label, self.blocks)
+        if before == after:
+            return f"the FP16 graph was made again by the same policy, {after}"
+        return f"{before} -> {after}"
+
     def to_json(self) -> dict[str, Any]:
         """Returns the form that a report stores."""
         return {
+            "status": "repaired",
             "blocks": {"before": list(self.blocks[0]), "after": list(self.blocks[1])},
             "graph_bytes": {"before": self.graph_bytes[0], "after": self.graph_bytes[1]},
             "fp16": {"before": dict(vars(self.hops[0])), "after": dict(vars(self.hops[1]))},

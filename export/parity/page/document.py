@@ -40,18 +40,22 @@ class BlockDrift:
     limit: float
 
 
-def html_page(report: GateReport, drift: Sequence[BlockDrift] = ()) -> bytes:
+def html_page(report: GateReport, drift: Sequence[BlockDrift] = (), where: Sequence[str] = ()) -> bytes:
     """Returns the page, UTF-8.
 
     Args:
         report: the outcome of the gate.
         drift: of the blocks, where they were compared too; empty leaves the section out.
+        where: what looking for the place came to, as lines; empty leaves the section out.
     """
     sections = [
         _verdict(report),
         _section("Waterfall", _waterfall(report)),
         _section("Hops", "".join(_hop(hop, report) for hop in report.waterfall.hops)),
     ]
+    if where:
+        lines = "\n".join(printable_name(line) for line in where)
+        sections.append(_section("Where it breaks", f"<pre>{escape(lines)}</pre>"))
     if drift:
         sections.append(_section("Drift by block", _drift(drift)))
     sections += [
