@@ -11,15 +11,11 @@ from typing import Any
 import click
 
 from benchmarks.output import output_options, write_output
-from runtime.errors import GateFailedError
+from runtime.errors import GateFailedError, UsageError
 
-# Counted (rounds, laps in each) by backbone and batch: luck with memory differs by round, not by lap.
-_ROUNDS = {
-    ("ViT-B-32", 1): (7, 15),
-    ("ViT-B-32", 8): (7, 5),
-    ("ViT-L-14", 1): (5, 5),
-    ("ViT-L-14", 8): (5, 2),
-}
+_ROUNDS = 5
+# Laps of each process by backbone and batch.
+_LAPS = {("ViT-B-32", 1): 15, ("ViT-B-32", 8): 5, ("ViT-L-14", 1): 5, ("ViT-L-14", 8): 2}
 _BACKBONES = ("ViT-B-32", "ViT-L-14")
 
 
@@ -29,6 +25,10 @@ _BACKBONES = ("ViT-B-32", "ViT-L-14")
 @click.option("--threads", type=click.IntRange(1, 256), help="of everyone; default: one per core")
 @click.option("--all", "is_all", is_flag=True, help="every configuration of ONNX Runtime for ViT-L-14 too")
 @click.option("--compile/--no-compile", "compiles", default=True, help="torch.compile, which takes a minute")
+@click.option("--contestant", "chosen", multiple=True, help="these alone beside the shipped engine, by name")
+@click.option(
+    "--rounds", type=click.IntRange(1, 1000), default=_ROUNDS, show_default=True, help="processes of each"
+)
 @click.option("--quick", is_flag=True, help="one round of one lap")
 @click.option("--gate", is_flag=True, help="exit code 1 if the shipped engine is not among the fastest")
 @output_options
@@ -39,6 +39,8 @@ def onnxruntime_cpu(
     threads: int | None,
     is_all: bool,
     compiles: bool,
+    chosen: tuple[str, ...],
+    rounds: int,
     quick: bool,
     gate: bool,
     as_json: bool,
@@ -49,17 +51,22 @@ def onnxruntime_cpu(
 
     Random weights of the true shape, uint8 mosaics in, as many threads for each. Whoever leaves FP32 parity
     with PyTorch is refused and not timed. Every round opens each contestant in a process of its own; ratios
-    round by round. A ratio above 1 means that the shipped engine takes less time.
+    round by round, with the 95 % bootstrap interval of their median. Above 1, the shipped engine takes less
+    time.
     """
     from benchmarks.machine import machine_facts
+    from benchmarks.onnxruntime_cpu.contestants import SHIPPED, contestants
     from benchmarks.onnxruntime_cpu.report import draw, missed_goals, show
 
     count = threads or os.cpu_count() or 1
     rows = []
     for name in names or _BACKBONES:
-        sizes = [int(each) for each in batches or ("1", "8")]
-        everyone = is_all or name == _BACKBONES[0]
-        rows.append(_backbone(name, sizes, count, is_all=everyone, compiles=compiles, quick=quick))
+        everyone = contestants(is_all=is_all or name == _BACKBONES[0] or bool(chosen), compiles=compiles)
+        if unknown := set(chosen) - set(everyone):
+            raise UsageError(f"contestant: found {unknown.pop()!r}, expected one of {', '.join(everyone)}")
+        taking_part = [each for each in everyone if not chosen or each in (SHIPPED, *chosen)]
+        sizes = [(int(batch), 1 if quick else _LAPS[name, int(batch)]) for batch in batches or ("1", "8")]
+        rows.append(_backbone(name, sizes, taking_part, threads=count, rounds=1 if quick else rounds))
         if not as_json:
             show(rows[-1])
     found = machine_facts() | {"threads": count, "backbones": rows}
@@ -71,9 +78,9 @@ def onnxruntime_cpu(
 
 
 def _backbone(
-    name: str, batches: Sequence[int], threads: int, *, is_all: bool, compiles: bool, quick: bool
+    name: str, sizes: Sequence[tuple[int, int]], taking_part: Sequence[str], *, threads: int, rounds: int
 ) -> dict[str, Any]:
-    from benchmarks.onnxruntime_cpu.contestants import contestants
+    """Measures one backbone at each (batch, laps)."""
     from benchmarks.onnxruntime_cpu.graphs import write_graphs
     from benchmarks.onnxruntime_cpu.measure import measure
     from export.steps.child import run_in_child
@@ -81,9 +88,8 @@ def _backbone(
     with TemporaryDirectory() as folder:
         # In a child, whose memory is gone before anybody is timed.
         graphs = run_in_child("graphs", write_graphs, name, Path(folder))
-        names = contestants(is_all=is_all, compiles=compiles)
-        tables = []
-        for batch in batches:
-            rounds, laps = (1, 1) if quick else _ROUNDS[name, batch]
-            tables.append(measure(names, graphs, batch, rounds=rounds, laps=laps, threads=threads))
+        tables = [
+            measure(taking_part, graphs, batch, rounds=rounds, laps=laps, threads=threads)
+            for batch, laps in sizes
+        ]
     return {"backbone": name, "batches": tables}

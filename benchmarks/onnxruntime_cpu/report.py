@@ -20,12 +20,12 @@ def show(row: dict[str, Any]) -> None:
             click.echo(warning)
         click.echo(
             f"{'':<34}{'median ms':>10}{'least ms':>10}{'p90 ms':>9}{'CPU ms':>9}"
-            f"{'ratio':>8}{'lowest':>8}{'highest':>9}{'CPU ratio':>11}"
+            f"{'ratio':>8}{'95 % from':>11}{'to':>7}{'CPU ratio':>11}"
         )
         for name, own in sorted(table["contestants"].items(), key=lambda pair: pair[1]["wall_ms"]):
             click.echo(
                 f"{name:<34}{own['wall_ms']:>10.1f}{own['least_ms']:>10.1f}{own['p90_ms']:>9.1f}"
-                f"{own['cpu_ms']:>9.1f}{own['ratio']:>8.3f}{own['ratio_min']:>8.3f}{own['ratio_max']:>9.3f}"
+                f"{own['cpu_ms']:>9.1f}{own['ratio']:>8.3f}{own['ratio_low']:>11.3f}{own['ratio_high']:>7.3f}"
                 f"{own['cpu_ratio']:>11.3f}"
             )
         click.echo(
