@@ -39,22 +39,31 @@ def run_in_turns(
     """
     names = list(contestants)
     laps: dict[str, list[Lap]] = {name: [] for name in names}
-    before = (0.0, 0.0)
-    own = 0.0
+    others = OthersShare()
     with Progress(title, (repeats + 1) * len(names)) as progress:
         for turn in range(repeats + 1):
             if turn == 1:
-                before, own = _machine_seconds(), _cpu_seconds()
+                others = OthersShare()
             first = turn % len(names)
             for name in names[first:] + names[:first]:
                 lap = time_lap(contestants[name])
                 progress.advance()
                 if turn:
                     laps[name].append(lap)
-    after = _machine_seconds()
-    total, busy = after[0] - before[0], after[1] - before[1]
-    others = max(busy - (_cpu_seconds() - own), 0.0) / total if total else None
-    return laps, others
+    return laps, others.share()
+
+
+class OthersShare:
+    """How much of the machine processes other than this one and its ended children have from now on."""
+
+    def __init__(self) -> None:
+        self._machine, self._own = _machine_seconds(), _cpu_seconds()
+
+    def share(self) -> float | None:
+        """Returns their share so far, None where the system does not say."""
+        after = _machine_seconds()
+        total, busy = after[0] - self._machine[0], after[1] - self._machine[1]
+        return max(busy - (_cpu_seconds() - self._own), 0.0) / total if total else None
 
 
 def time_lap(work: Callable[[], object]) -> Lap:

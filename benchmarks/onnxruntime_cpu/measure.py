@@ -1,32 +1,35 @@
-"""Rounds of processes: latency of every contestant at one batch size, each process with one contestant.
+"""Latency of every contestant at one batch size, each in a process of its own, laps in turns.
 
 Several sessions in one process would be timed by how their memory happens to lie beside each other's: the
 same graph took 47 ms alone and 78 ms as one of sixteen (ViT-B/32, batch 1). Even alone a process has luck
-with its memory, so every round starts each contestant anew.
+with its memory, so every round starts each contestant anew; and the machine itself is faster at one time than
+at another, so a round's laps go in turns through its processes, and lap is compared with lap.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from benchmarks.laps import run_in_turns
-from benchmarks.onnxruntime_cpu.contestants import EAGER, ENVIRONMENT, HUGE_PAGES, OPENVINO, SHIPPED
+from benchmarks.laps import Lap, OthersShare
+from benchmarks.onnxruntime_cpu.contestants import EAGER, HUGE_PAGES, OPENVINO, SHIPPED
 from benchmarks.onnxruntime_cpu.graphs import Graphs
-from benchmarks.onnxruntime_cpu.session import Session, outputs, session
+from benchmarks.onnxruntime_cpu.session import Session, outputs
 from export.steps.child import run_in_child
+from runtime.console import Progress
 from runtime.errors import GateFailedError
 
+# Laps of one contestant by round.
+Rounds = list[list[Lap]]
 GOAL = 1.05
-_RESAMPLES = 10_000
 # Left out of the goal and reported beside the others: another library, and what helps every contestant.
 BESIDE = (OPENVINO, HUGE_PAGES)
+_RESAMPLES = 2000
 
 
 def measure(
@@ -38,41 +41,50 @@ def measure(
         names: of the contestants; the shipped engine is one.
         graphs: the model.
         batch: mosaics in a run.
-        rounds: counted processes of each contestant; one more warms the page cache up.
+        rounds: processes of each contestant, one after another.
         laps: timed in each process.
         threads: CPU threads of each.
 
     Raises:
-        GateFailedError: the shipped engine leaves FP32 parity with PyTorch, or a contestant was timed in one
-            round and refused in another.
+        GateFailedError: the shipped engine leaves FP32 parity with PyTorch, or a process ended.
     """
     title = f"{graphs.backbone}, batch {batch}"
     reference = run_in_child(EAGER, outputs, EAGER, graphs, batch, threads)
-    found: dict[str, list[Session]] = {name: [] for name in names}
+    found: dict[str, Rounds] = {name: [] for name in names}
+    refused: dict[str, str] = {}
+    others = OthersShare()
+    with Progress(title, rounds * laps) as progress:
+        for turn in range(rounds):
+            with ExitStack() as stack:
+                sessions = []
+                for name in _turned(names, turn):
+                    session = stack.enter_context(Session(name, graphs, reference, threads))
+                    if session.refusal is not None:
+                        refused[name] = session.refusal
+                    else:
+                        found[name].append([])
+                        sessions.append(session)
+                for lap in range(laps):
+                    for session in _turned(sessions, lap):
+                        found[session.name][-1].append(session.lap())
+                    progress.advance()
+    return {
+        "batch": batch,
+        "rounds": rounds,
+        "laps": laps,
+        "others_share_of_machine": others.share(),
+    } | table({name: own for name, own in found.items() if name not in refused}, refused)
 
-    def one_process(name: str) -> None:
-        with _environment(ENVIRONMENT.get(name, {})):
-            found[name].append(run_in_child(name, session, name, graphs, reference, laps, threads))
 
-    _, others = run_in_turns({name: partial(one_process, name) for name in names}, rounds, title)
-    return {"batch": batch, "rounds": rounds, "laps": laps, "others_share_of_machine": others} | table(
-        {name: processes[1:] for name, processes in found.items()}
-    )
-
-
-def table(found: dict[str, list[Session]]) -> dict[str, Any]:
-    """Returns what the processes of the counted rounds say, as JSON values.
+def table(found: dict[str, Rounds], refused: dict[str, str]) -> dict[str, Any]:
+    """Returns what the laps say, as JSON values.
 
     Raises:
-        GateFailedError: as of ``measure``.
+        GateFailedError: the shipped engine was refused.
     """
-    refused = {name: own[0].refusal for name, own in found.items() if own[0].refusal is not None}
-    for name, own in found.items():
-        if len({each.refusal for each in own}) != 1:
-            raise GateFailedError(f"{name}: {own[0].refusal or 'timed'} in one round and not in another")
     if SHIPPED in refused:
         raise GateFailedError(f"the shipped engine leaves FP32 parity: {refused[SHIPPED]}")
-    rows = {name: _row(own, found[SHIPPED]) for name, own in found.items() if name not in refused}
+    rows = {name: _row(own, found[SHIPPED]) for name, own in found.items()}
     rivals = {name: row["ratio"] for name, row in rows.items() if name not in BESIDE}
     fastest = min(rivals, key=lambda name: rivals[name])
     return {
@@ -84,48 +96,32 @@ def table(found: dict[str, list[Session]]) -> dict[str, Any]:
     }
 
 
-def _row(own: list[Session], shipped: list[Session]) -> dict[str, Any]:
-    walls = [1e3 * lap.wall for process in own for lap in process.laps]
-    pairs = list(zip(map(_medians, own), map(_medians, shipped), strict=True))
-    ratios = [mine[0] / theirs[0] for mine, theirs in pairs]
+def _row(own: Rounds, shipped: Rounds) -> dict[str, float]:
+    laps = [lap for turn in own for lap in turn]
+    walls = [1e3 * lap.wall for lap in laps]
+    # Lap by lap: what disturbs one disturbs its neighbour too. Above 1, the shipped engine takes less.
+    pairs = [list(zip(mine, theirs, strict=True)) for mine, theirs in zip(own, shipped, strict=True)]
+    ratios = np.array([[mine.wall / theirs.wall for mine, theirs in turn] for turn in pairs])
     low, high = _interval(ratios)
     return {
-        "wall_ms": statistics.median(1e3 * mine[0] for mine, _ in pairs),
+        "wall_ms": statistics.median(walls),
         "least_ms": min(walls),
         "p90_ms": float(np.percentile(walls, 90)),
-        "cpu_ms": statistics.median(1e3 * mine[1] for mine, _ in pairs),
-        # Round by round: what disturbs a round disturbs all of it. Above 1, the shipped engine takes less.
-        "ratio": statistics.median(ratios),
+        "cpu_ms": 1e3 * statistics.median(lap.cpu for lap in laps),
+        "ratio": float(np.median(ratios)),
         "ratio_low": low,
         "ratio_high": high,
-        "cpu_ratio": statistics.median(mine[1] / theirs[1] for mine, theirs in pairs),
+        "cpu_ratio": statistics.median(mine.cpu / theirs.cpu for turn in pairs for mine, theirs in turn),
     }
 
 
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Sets variables for the processes that start meanwhile."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _interval(ratios: list[float]) -> tuple[float, float]:
-    """Returns the 95 % bootstrap interval of the median over rounds."""
-    draws = np.random.default_rng(0).choice(ratios, (_RESAMPLES, len(ratios)))
-    low, high = np.percentile(np.median(draws, axis=1), (2.5, 97.5))
+def _interval(ratios: NDArray[np.float64]) -> tuple[float, float]:
+    """Returns the 95 % bootstrap interval of the median; rounds are drawn, since luck is a process's."""
+    draws = np.random.default_rng(0).integers(0, len(ratios), (_RESAMPLES, len(ratios)))
+    low, high = np.percentile([np.median(ratios[drawn]) for drawn in draws], (2.5, 97.5))
     return float(low), float(high)
 
 
-def _medians(process: Session) -> tuple[float, float]:
-    """Returns the medians of one process's laps, (wall, CPU) seconds."""
-    return statistics.median(lap.wall for lap in process.laps), statistics.median(
-        lap.cpu for lap in process.laps
-    )
+def _turned(items: Sequence[Any], turn: int) -> list[Any]:
+    first = turn % len(items)
+    return [*items[first:], *items[:first]]
