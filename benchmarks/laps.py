@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from runtime.console import Progress
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,18 @@ def run_in_turns(
         for turn in range(repeats + 1):
             if turn == 1:
                 others = OthersShare()
-            first = turn % len(names)
-            for name in names[first:] + names[:first]:
+            for name in turned(names, turn):
                 lap = time_lap(contestants[name])
                 progress.advance()
                 if turn:
                     laps[name].append(lap)
     return laps, others.share()
+
+
+def turned(items: Sequence[T], turn: int) -> list[T]:
+    """Returns all items, beginning with another one each turn, so that none is always the first."""
+    first = turn % len(items)
+    return [*items[first:], *items[:first]]
 
 
 class OthersShare:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.laps import Lap, OthersShare
+from benchmarks.laps import Lap, OthersShare, turned
 from benchmarks.onnxruntime_cpu.contestants import EAGER, HUGE_PAGES, OPENVINO, SHIPPED
 from benchmarks.onnxruntime_cpu.graphs import Graphs
 from benchmarks.onnxruntime_cpu.session import Session, outputs
@@ -57,7 +57,7 @@ def measure(
         for turn in range(rounds):
             with ExitStack() as stack:
                 sessions = []
-                for name in _turned(names, turn):
+                for name in turned(names, turn):
                     session = stack.enter_context(Session(name, graphs, reference, threads))
                     if session.refusal is not None:
                         refused[name] = session.refusal
@@ -65,7 +65,7 @@ def measure(
                         found[name].append([])
                         sessions.append(session)
                 for lap in range(laps):
-                    for session in _turned(sessions, lap):
+                    for session in turned(sessions, lap):
                         found[session.name][-1].append(session.lap())
                     progress.advance()
     return {
@@ -120,8 +120,3 @@ def _interval(ratios: NDArray[np.float64]) -> tuple[float, float]:
     draws = np.random.default_rng(0).integers(0, len(ratios), (_RESAMPLES, len(ratios)))
     low, high = np.percentile([np.median(ratios[drawn]) for drawn in draws], (2.5, 97.5))
     return float(low), float(high)
-
-
-def _turned(items: Sequence[Any], turn: int) -> list[Any]:
-    first = turn % len(items)
-    return [*items[first:], *items[:first]]

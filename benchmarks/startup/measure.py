@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.laps import turned
 from benchmarks.startup.children import Cost, run_python
 from runtime.console import Progress
 from runtime.manifest import MODEL_NAME
@@ -116,8 +117,7 @@ def _in_turns(
     costs: dict[str, list[Cost]] = {name: [] for name in names}
     with Progress(title, (repeats + 1) * len(names)) as progress:
         for turn in range(repeats + 1):
-            first = turn % len(names)
-            for name in names[first:] + names[:first]:
+            for name in turned(names, turn):
                 cost = contestants[name]()
                 progress.advance()
                 if turn:

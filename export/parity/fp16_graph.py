@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from export.cpu_session import open_cpu_session
 from export.parity.compare import HopReport, Limits, Outputs, compare_logits
 from runtime.decision import Decision
-from runtime.errors import EngineBuildError, EngineLoadError, MissingDependencyError, one_line
+from runtime.errors import EngineBuildError, EngineLoadError, one_line
 from runtime.spec import EMBEDDING_NAME, INPUT_NAME, LOGIT_NAME
 
 # Enough to see a wrong weight; a large tower takes seconds for each on a CPU.
@@ -33,11 +33,10 @@ def fp16_loader_check(
     images, logit, embedding = images[:MOSAICS], reference[0][:MOSAICS], reference[1][:MOSAICS]
     try:
         session = open_cpu_session(str(path), path.name)
-        found = session.run([LOGIT_NAME, EMBEDDING_NAME], {INPUT_NAME: images})
     except EngineLoadError as err:
         raise EngineBuildError(str(err)) from err
-    except MissingDependencyError:
-        raise
+    try:
+        found = session.run([LOGIT_NAME, EMBEDDING_NAME], {INPUT_NAME: images})
     except Exception as err:  # ONNX Runtime's exceptions share no base class below Exception
         raise EngineBuildError(f"{path.name}: onnxruntime cannot run it ({one_line(err)})") from err
     return compare_logits(

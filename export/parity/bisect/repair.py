@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,26 +101,9 @@ def repair_bundle(
     """
     if not proposal.is_repair:
         raise GateFailedError(f"--repair: nothing is written: {proposal.reason}")
-    try:
-        return _repaired(bundle, checkpoint, data, before, proposal, options)
-    except OSError as err:
-        raise UsageError(
-            f"--repair: {bundle} is left as it was, its repair cannot be written ({err.strerror or err}); "
-            "free space beside it, or check permissions there"
-        ) from err
-
-
-def _repaired(
-    bundle: Path,
-    checkpoint: CheckpointSource | None,
-    data: Path | None,
-    before: GateReport,
-    proposal: Proposal,
-    options: RepairOptions,
-) -> tuple[GateReport, TradeOff]:
     place = bundle.resolve()
     candidate = place.with_name(f".{place.name}.repair")
-    with ExitStack() as stack:
+    with _told_in_one_line(bundle), ExitStack() as stack:
         stack.enter_context(bundle_lock(candidate.with_name(f"{place.name}.repair")))
         shutil.rmtree(candidate, ignore_errors=True)  # of a repair that was killed: we hold its lock
         stack.callback(shutil.rmtree, candidate, ignore_errors=True)
@@ -142,6 +125,18 @@ def _repaired(
         digest = _publish(candidate, place, opened.manifest.digest, policy, stored)
         trade_off = _trade_off(opened, digest, place, rebuilt, latencies, (before, after))
     return after, trade_off
+
+
+@contextmanager
+def _told_in_one_line(bundle: Path) -> Iterator[None]:
+    """Turns what a full disk or a forbidden folder raises into a message."""
+    try:
+        yield
+    except OSError as err:
+        raise UsageError(
+            f"--repair: {bundle} is left as it was, its repair cannot be written ({err.strerror or err}); "
+            "free space beside it, or check permissions there"
+        ) from err
 
 
 def _require(report: GateReport) -> None:
