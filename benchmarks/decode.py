@@ -35,8 +35,8 @@ _CHILD = """
 import json, sys, time
 import numpy as np
 from PIL import Image, ImageOps
-from runtime.patches import select_patches
-from runtime.pictures import mosaic_from_picture
+from runtime.patches.selection import select_patches
+from runtime.pictures.mosaics import mosaic_from_picture
 
 def whole_array(path):
     with Image.open(path) as image:

@@ -18,7 +18,7 @@ from export.engines import add_engines
 from export.graph.rules import check_rules
 from export.onnx_checks import check_contract, check_structure, opset_version
 from export.onnx_files import load_model
-from export.parity.fp16_graph import fp16_loader_check
+from export.parity.forms.fp16_graph import fp16_loader_check
 from export.parity.limits import own_limits
 from export.parity.outcome import GateReport
 from export.precision.conversion import fp16_from_fp32
@@ -30,10 +30,10 @@ from export.steps.clock import Phase, PhaseClock
 from export.steps.gate import Staged, judged_entries, run_gate, write_reports
 from export.steps.graph import References, SourceFacts, write_graph
 from export.versions import source_commit, tool_versions
+from runtime.bundle.engine_entry import EngineEntry
+from runtime.bundle.manifest import GOLDEN_NAME, MODEL_FP16_NAME, MODEL_NAME, SCHEMA_VERSION, graph_json
 from runtime.console import logger
-from runtime.engine_entry import EngineEntry
 from runtime.errors import ParityError, UsageError
-from runtime.manifest import GOLDEN_NAME, MODEL_FP16_NAME, MODEL_NAME, SCHEMA_VERSION, graph_json
 from runtime.spec import CLASSES, Preprocessing
 from runtime.tolerances import TOLERANCES
 

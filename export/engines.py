@@ -10,15 +10,15 @@ from export.bundle.hashing import file_entry
 from export.bundle.writer import BundleWriter
 from export.engine.naming import engine_file_name
 from export.engine.options import BuildOptions, BuiltEngine
-from export.parity.forms import ENGINE, ONNX_FP32, Form, opened_form
+from export.parity.forms.form import ENGINE, ONNX_FP32, Form, opened_form
 from export.steps.engine import build_engine
 from runtime.backends.base import Backend
 from runtime.backends.onnx_session import import_onnxruntime
 from runtime.backends.opening import BackendOptions, open_engine
-from runtime.engine_entry import EngineEntry
+from runtime.backends.selection import reason_against
+from runtime.bundle.engine_entry import EngineEntry
+from runtime.bundle.manifest import ENGINES_FOLDER, MODEL_FP16_NAME, MODEL_NAME
 from runtime.machine import cuda_device
-from runtime.manifest import ENGINES_FOLDER, MODEL_FP16_NAME, MODEL_NAME
-from runtime.selection import reason_against
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from export.engine.naming import slug_from_text
 from export.engine.options import BuildOptions
 from export.engines import StagedEngine, graph_name, staged_engine
 from export.precision.policy import policy_of_bundle
-from runtime.bundle import open_bundle
-from runtime.engine_entry import EngineEntry
+from runtime.bundle.engine_entry import EngineEntry
+from runtime.bundle.golden import Golden, read_golden
+from runtime.bundle.manifest import Manifest
+from runtime.bundle.opening import open_bundle
 from runtime.errors import EngineLoadError, ParityError, UsageError
-from runtime.golden import Golden, read_golden
-from runtime.manifest import Manifest
 from runtime.selftest.checks import manifest_tolerance
 from runtime.selftest.laws import full_self_test
 

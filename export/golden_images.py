@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import DataError, ImageError
-from runtime.pictures import mosaic_from_file, picture_files
+from runtime.pictures.mosaics import mosaic_from_file, picture_files
 
 MIN_COUNT, MAX_COUNT = 16, 256
 

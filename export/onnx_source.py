@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from export.onnx_checks import check_batch_is_free, check_contract, check_plain_fp32, check_structure
 from export.onnx_files import check_finite, external_files, load_model, save_model
-from export.parity.forms import run_in_chunks
+from export.parity.forms.form import run_in_chunks
 from runtime.backends.onnx_session import OnnxSession
 from runtime.decision import Decision
 from runtime.errors import EngineLoadError, SpecError

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from runtime.bundle.manifest import MANIFEST_NAME
 from runtime.errors import UsageError
-from runtime.manifest import MANIFEST_NAME
 
 RUN, BUNDLE, ONNX, OFFICIAL = "run", "bundle", "onnx", "official"
 

@@ -14,8 +14,8 @@ _HOMES = {
     "Detector": "runtime.detector",
     "Detection": "runtime.detection",
     "decode_image": "runtime.decode",
-    "patch_entropy": "runtime.patches",
-    "select_patches": "runtime.patches",
+    "patch_entropy": "runtime.patches.selection",
+    "select_patches": "runtime.patches.selection",
     "DgsNetError": "runtime.errors",
     "UsageError": "runtime.errors",
     "SpecError": "runtime.errors",
@@ -52,8 +52,8 @@ if TYPE_CHECKING:
     from runtime.errors import SelfTestError as SelfTestError
     from runtime.errors import SpecError as SpecError
     from runtime.errors import UsageError as UsageError
-    from runtime.patches import patch_entropy as patch_entropy
-    from runtime.patches import select_patches as select_patches
+    from runtime.patches.selection import patch_entropy as patch_entropy
+    from runtime.patches.selection import select_patches as select_patches
 
 
 def __getattr__(name: str) -> Any:

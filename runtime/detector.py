@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 from runtime.backends.base import Backend
 from runtime.backends.opening import BackendOptions, open_backend
-from runtime.bundle import Bundle, open_bundle
+from runtime.backends.selection import BackendReport, select_engine
+from runtime.bundle.opening import Bundle, open_bundle
 from runtime.decode import MAX_PIXELS, MAX_SIDE, DecodeLimits
 from runtime.detection import Detection
 from runtime.errors import MissingDependencyError, UsageError
-from runtime.judging import Judge
-from runtime.preparation import PreparationOptions, Prepared, prepare
-from runtime.selection import BackendReport, select_engine
+from runtime.pipeline.judging import Judge
+from runtime.pipeline.preparation import PreparationOptions, Prepared, prepare
+from runtime.pipeline.stages import Stages, stream_results
 from runtime.selftest.opening import self_test_at_open
-from runtime.streaming import Stages, stream_results
 
 if TYPE_CHECKING:
     from runtime.decode import Source

@@ -97,8 +97,8 @@ def write_record(run: Path, record: dict[str, Any]) -> None:
 def record_digest(record: dict[str, Any]) -> str:
     """Returns the SHA-256 (hex) of a record's canonical JSON, its own digest left out.
 
-    Canonical is what ``runtime.manifest.canonical_json`` writes, but in ASCII: a setting may hold the name of
-    a file that is not valid Unicode.
+    Canonical is what ``runtime.bundle.manifest.canonical_json`` writes, but in ASCII: a setting may hold the
+    name of a file that is not valid Unicode.
     """
     body = {key: value for key, value in record.items() if key != DIGEST_KEY}
     text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from runtime.patches import chosen_indices, select_patches
+from runtime.patches.selection import chosen_indices, select_patches
 from runtime.spec import HIGHEST_COUNT, LOWEST_COUNT, PATCH_SIDE
 
 JPEG_QUALITY = 90

@@ -15,9 +15,9 @@ from PIL import Image
 
 from benchmarks.laps import turned
 from benchmarks.startup.children import Cost, run_python
+from runtime.bundle.manifest import MODEL_NAME
+from runtime.bundle.verification import SETTLE_NS
 from runtime.console import Progress
-from runtime.manifest import MODEL_NAME
-from runtime.verification import SETTLE_NS
 
 GOALS = {"import_ms": 120.0, "verified_ratio": 1.0, "first_ratio": 1.2, "memory_ratio": 1.0}
 # Peak memory may be this many times the graph and its weights, and so much more.

@@ -10,7 +10,8 @@ Everything is first staged in ``parity/.dgsnet-tmp-<id>/``, which readers never 
 
 A crash leaves the journal. ``recover`` then removes those engines of the journal that the manifest in force
 does not list, which undoes a crash before 3 and completes one after it. Between 2 and 4 an engine lies in the
-bundle that its manifest does not list; readers pass over what a journal names (runtime/engine_journal.py).
+bundle that its manifest does not list; readers pass over what a journal names, see
+runtime/bundle/engine_journal.py.
 """
 
 from __future__ import annotations
@@ -26,17 +27,15 @@ from typing import Any
 
 from export.bundle.hashing import copy_hashed
 from export.bundle.lock import bundle_lock
-from runtime.engine_entry import EngineEntry
-from runtime.engine_journal import (
+from runtime.bundle.engine_entry import EngineEntry
+from runtime.bundle.engine_journal import (
     JOURNAL_NAME,
     STAGING_PREFIX,
     journal_bytes,
     journaled_engines,
     staging_folders,
 )
-from runtime.errors import ManifestError, UsageError
-from runtime.files import sync_folder, write_atomically
-from runtime.manifest import (
+from runtime.bundle.manifest import (
     ENGINES_FOLDER,
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
@@ -47,6 +46,8 @@ from runtime.manifest import (
     manifest_bytes,
     parse_manifest,
 )
+from runtime.errors import ManifestError, UsageError
+from runtime.files import sync_folder, write_atomically
 
 logger = logging.getLogger("dgsnet.export.bundle")
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import IO
 
-from runtime.manifest import FileEntry
+from runtime.bundle.manifest import FileEntry
 
 _BLOCK_BYTES = 1 << 20
 

@@ -15,9 +15,7 @@ from typing import Any
 from export.bundle.exchange import exchange, rename_aside
 from export.bundle.hashing import file_entry
 from export.bundle.lock import bundle_lock
-from runtime.errors import ManifestError, UsageError
-from runtime.files import sync_folder
-from runtime.manifest import (
+from runtime.bundle.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     PARITY_FOLDER,
@@ -25,6 +23,8 @@ from runtime.manifest import (
     manifest_bytes,
     parse_manifest,
 )
+from runtime.errors import ManifestError, UsageError
+from runtime.files import sync_folder
 
 logger = logging.getLogger("dgsnet.export.bundle")
 

@@ -14,7 +14,7 @@ from runtime.errors import GateFailedError, UsageError
 
 if TYPE_CHECKING:
     from export.plan.build_plan import BuildPlan
-    from runtime.engine_entry import EngineEntry
+    from runtime.bundle.engine_entry import EngineEntry
 
 
 @click.command("build-engine")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtime.engine_entry import BACKENDS, HARDWARE_LEVELS
+from runtime.bundle.engine_entry import BACKENDS, HARDWARE_LEVELS
 from runtime.errors import UsageError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from runtime.console import print_json, verbosity_option
 @verbosity_option
 def verify(bundle: Path, as_json: bool) -> None:
     """Checks the digest of the manifest and the hash of every file of BUNDLE."""
-    from runtime.bundle import open_bundle
+    from runtime.bundle.opening import open_bundle
 
     with open_bundle(bundle, verify="full") as opened:
         opened.join()

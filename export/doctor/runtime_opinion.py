@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from runtime.backends.selection import select_engine
+from runtime.bundle.engine_entry import EngineEntry
+from runtime.bundle.manifest import Manifest
 from runtime.decision import Decision
-from runtime.engine_entry import EngineEntry
 from runtime.errors import MissingDependencyError
-from runtime.manifest import Manifest
-from runtime.selection import select_engine
 from runtime.spec import Preprocessing
 
 

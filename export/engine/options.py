@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from export.precision.policy import PrecisionPolicy
-from runtime.engine_entry import HARDWARE_LEVELS, MAX_BATCH, PRECISIONS, EngineEntry
+from runtime.bundle.engine_entry import HARDWARE_LEVELS, MAX_BATCH, PRECISIONS, EngineEntry
 from runtime.errors import UsageError
 
 BATCH_1_PROFILE = (1, 1, 1)

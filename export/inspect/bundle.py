@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from export.inspect.hashes import hashed_files
-from runtime.bundle import open_bundle
-from runtime.engine_entry import EngineEntry
-from runtime.manifest import Manifest
+from runtime.bundle.engine_entry import EngineEntry
+from runtime.bundle.manifest import Manifest
+from runtime.bundle.opening import open_bundle
 from runtime.names import printable_name
 
 _STATES = {

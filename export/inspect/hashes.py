@@ -7,8 +7,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from export.bundle.hashing import file_entry
+from runtime.bundle.manifest import FileEntry
 from runtime.console import Progress
-from runtime.manifest import FileEntry
 
 _MB = 10**6
 # About a second of hashing; below it a bar would be noise.

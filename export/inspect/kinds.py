@@ -6,8 +6,8 @@ import os
 import stat
 from pathlib import Path
 
+from runtime.bundle.manifest import MANIFEST_NAME
 from runtime.errors import SpecError, UsageError
-from runtime.manifest import MANIFEST_NAME
 from runtime.names import printable_name
 
 BUNDLE, ONNX, ENGINE = "bundle", "onnx", "engine"

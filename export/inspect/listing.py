@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from export.precision.policy import policy_of_bundle
+from runtime.bundle.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, parse_manifest
 from runtime.errors import ManifestError
-from runtime.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, parse_manifest
 from runtime.names import printable_name
 
 

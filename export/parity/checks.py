@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from export.parity.binomial import images_needed
-from export.parity.compare import WORST, HopReport
-from export.parity.fp16_origin import fp16_differences
-from export.parity.from_files import FilesForm
-from export.parity.measures import Comparison
+from export.parity.forms.fp16_origin import fp16_differences
+from export.parity.pictures.from_files import FilesForm
 from export.parity.settings import GateLimits
+from export.parity.statistics.binomial import images_needed
+from export.parity.statistics.compare import WORST, HopReport
+from export.parity.statistics.measures import Comparison
 from export.parity.waterfall import COMPARED, FIRST, Hop
 from runtime.errors import DgsNetError, MissingDependencyError
 from runtime.names import printable_name

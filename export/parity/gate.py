@@ -23,11 +23,8 @@ from export.parity.checks import (
     origin_check,
     overflow_check,
 )
-from export.parity.data_set import pictures_below
-from export.parity.engines import open_engines
-from export.parity.feeding import Feed, FileFeed, GoldenFeed
-from export.parity.form_checks import form_checks
-from export.parity.forms import (
+from export.parity.forms.engines import open_engines
+from export.parity.forms.form import (
     CHUNK,
     FILES,
     FP16,
@@ -38,15 +35,18 @@ from export.parity.forms import (
     TorchForms,
     model_forms,
 )
-from export.parity.from_files import FilesForm
+from export.parity.forms.form_checks import form_checks
 from export.parity.outcome import GateReport, environment
+from export.parity.pictures.data_set import pictures_below
+from export.parity.pictures.feeding import Feed, FileFeed, GoldenFeed
+from export.parity.pictures.from_files import FilesForm
 from export.parity.settings import GateLimits, gate_limits, settings_differences
 from export.parity.waterfall import COMPARED, run_waterfall
-from runtime.bundle import open_bundle
+from runtime.bundle.golden import Golden, read_golden
+from runtime.bundle.manifest import MODEL_FP16_NAME, MODEL_NAME, Manifest
+from runtime.bundle.opening import open_bundle
 from runtime.decision import Decision
 from runtime.errors import MissingDependencyError
-from runtime.golden import Golden, read_golden
-from runtime.manifest import MODEL_FP16_NAME, MODEL_NAME, Manifest
 from runtime.spec import Preprocessing
 
 SETTINGS = "settings"

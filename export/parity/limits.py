@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from export.parity.compare import Limits
-from runtime.manifest import Manifest
+from export.parity.statistics.compare import Limits
+from runtime.bundle.manifest import Manifest
 from runtime.tolerances import TOLERANCES, logit_tolerance
 
 logger = logging.getLogger("dgsnet.export.parity")

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.parity.binomial import images_needed, upper_bound
 from export.parity.checks import FAILED, PASSED, SKIPPED, Check, blamed
-from export.parity.measures import Comparison
 from export.parity.settings import GateLimits
+from export.parity.statistics.binomial import images_needed, upper_bound
+from export.parity.statistics.measures import Comparison
 from export.parity.waterfall import COMPARED, FIRST, Hop, Waterfall
 from export.versions import tool_versions
 from runtime.decision import Decision

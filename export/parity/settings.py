@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from export.checkpoint import CheckpointSource
-from export.parity.compare import Limits
 from export.parity.limits import bundle_limits, own_limits
+from export.parity.statistics.compare import Limits
+from runtime.bundle.manifest import Manifest
 from runtime.errors import CheckpointError, UsageError
-from runtime.manifest import Manifest
 from runtime.tolerances import TOLERANCES
 
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from export.parity.data_set import Picture
-from export.parity.embeddings import cosine_rows, length_rows
-from export.parity.feeding import Feed
-from export.parity.forms import Form, Runnable, ancestors, failure_text, run_in_chunks
-from export.parity.from_files import FilesForm
-from export.parity.measures import Comparison, comparison
+from export.parity.forms.form import Form, Runnable, ancestors, failure_text, run_in_chunks
+from export.parity.pictures.data_set import Picture
+from export.parity.pictures.feeding import Feed
+from export.parity.pictures.from_files import FilesForm
 from export.parity.settings import GateLimits
+from export.parity.statistics.embeddings import cosine_rows, length_rows
+from export.parity.statistics.measures import Comparison, comparison
 from runtime.console import Progress
 from runtime.decision import Decision
 from runtime.errors import DataError

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from export.source import BUNDLE, ONNX, RUN, source_kind
-from runtime.errors import CheckpointError
-from runtime.manifest import (
+from runtime.bundle.manifest import (
     MANIFEST_NAME,
     MAX_MANIFEST_BYTES,
     MODEL_FP16_NAME,
@@ -18,6 +17,7 @@ from runtime.manifest import (
     Manifest,
     parse_manifest,
 )
+from runtime.errors import CheckpointError
 from runtime.spec import MOSAIC_SIDE
 
 # The largest backbone that the authors publish checkpoints of; UnivFD's file holds a head alone.

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from runtime.console import Progress
 from runtime.errors import DataError, ImageError
-from runtime.pictures import mosaic_from_file, picture_files
+from runtime.pictures.mosaics import mosaic_from_file, picture_files
 from runtime.spec import MOSAIC_SIDE
 
 MAX_COUNT = 1024  # 150 MB of mosaics

@@ -13,7 +13,7 @@ from export.cpu_session import open_cpu_session
 from export.onnx_checks import check_contract
 from export.onnx_files import require_onnx
 from runtime.backends.base import Backend
-from runtime.engine_entry import MAX_BATCH
+from runtime.bundle.engine_entry import MAX_BATCH
 from runtime.errors import EngineLoadError, UsageError, one_line
 from runtime.spec import EMBEDDING_NAME, INPUT_NAME, LOGIT_NAME
 

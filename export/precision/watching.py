@@ -18,7 +18,7 @@ from export.onnx_files import load_model, require_onnx
 from export.precision.blocks import part_of
 from export.precision.emulation import ComputedTensor, computed_tensors, emulated_from_fp16
 from export.precision.graph_session import GraphSession
-from runtime.engine_entry import MAX_BATCH
+from runtime.bundle.engine_entry import MAX_BATCH
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto

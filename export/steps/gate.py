@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 
 from export.bundle.writer import BundleWriter
 from export.engines import StagedEngine
-from export.parity.forms import Graphs
+from export.parity.forms.form import Graphs
+from export.parity.forms.stored import StoredOutputs
 from export.parity.gate import GateOptions, golden_gate
 from export.parity.junit import junit_xml
 from export.parity.outcome import GateReport
 from export.parity.page.document import html_page
-from export.parity.stored import StoredOutputs
 from export.parity.waterfall import COMPARED
 from export.precision.headroom import OverflowReport
 from export.steps.graph import LARGE_PROFILE, References, SourceFacts
-from runtime.engine_entry import EngineEntry
-from runtime.golden import Golden
-from runtime.manifest import MODEL_FP16_NAME, MODEL_NAME, PARITY_FOLDER
+from runtime.bundle.engine_entry import EngineEntry
+from runtime.bundle.golden import Golden
+from runtime.bundle.manifest import MODEL_FP16_NAME, MODEL_NAME, PARITY_FOLDER
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.parity.compare import Outputs
+from export.parity.statistics.compare import Outputs
 from export.source import ONNX, source_kind
 from export.steps.child import run_in_child
 from export.steps.clock import Phase, PhaseClock

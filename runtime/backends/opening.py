@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.backends.base import Backend
-from runtime.bundle import Bundle
+from runtime.backends.selection import BackendReport
+from runtime.bundle.engine_entry import EngineEntry
+from runtime.bundle.opening import Bundle
 from runtime.cache import cache_folder
 from runtime.cuda.loading import CUDA_APIS, load_cuda
-from runtime.engine_entry import EngineEntry
 from runtime.errors import UsageError
-from runtime.selection import BackendReport
 
 logger = logging.getLogger("dgsnet.backends")
 

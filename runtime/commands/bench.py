@@ -76,8 +76,8 @@ def bench(
     from runtime.bench import BenchPlan, measure, step_count, synthetic_jpeg
     from runtime.detector import Detector
     from runtime.files import write_atomically
+    from runtime.pictures.scan import expand_paths
     from runtime.plots import check_plot, write_bench_plot
-    from runtime.scan import expand_paths
 
     if plot is not None:
         check_plot(plot)

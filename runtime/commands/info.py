@@ -11,8 +11,8 @@ from runtime.console import print_json, verbosity_option
 from runtime.errors import MissingDependencyError
 
 if TYPE_CHECKING:
-    from runtime.bundle import Bundle
-    from runtime.manifest import Manifest
+    from runtime.bundle.manifest import Manifest
+    from runtime.bundle.opening import Bundle
 
 
 @click.command()
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @verbosity_option
 def info(bundle: str, as_json: bool) -> None:
     """Show what a bundle holds and what of it would run here. Hashes are not checked: predict does that."""
-    from runtime.bundle import open_bundle
+    from runtime.bundle.opening import open_bundle
 
     with open_bundle(bundle, verify="off") as opened:
         facts = _facts(opened)
@@ -71,7 +71,7 @@ def _facts(bundle: Bundle) -> dict[str, Any]:
 
 
 def _here(manifest: Manifest) -> dict[str, Any]:
-    from runtime.selection import select_engine
+    from runtime.backends.selection import select_engine
 
     try:
         report = select_engine(manifest)

@@ -180,13 +180,13 @@ def _are_few(paths: Sequence[str], views: int | None) -> bool:
 
 
 def _names(paths: Iterable[str], watched: str | None, *, recursive: bool, nul: bool) -> Iterator[str]:
-    from runtime.scan import expand_paths
+    from runtime.pictures.scan import expand_paths
 
     pictures = expand_paths(paths, recursive=recursive, names=_stdin() if "-" in paths else None, nul=nul)
     if watched is None:
         yield from pictures
         return
-    from runtime.watch import arriving_pictures, pictures_now
+    from runtime.pictures.watch import arriving_pictures, pictures_now
 
     # Before PATHS are walked: what arrives meanwhile may be judged twice, but is never missed.
     known = pictures_now(watched, recursive=recursive)
@@ -233,7 +233,7 @@ def _into_file(
 
 
 def _from_camera(detector: Detector, camera: str, every: int) -> Iterator[Detection]:
-    from runtime.camera import frames
+    from runtime.pictures.camera import frames
 
     names: deque[str] = deque()
 

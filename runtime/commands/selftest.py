@@ -18,8 +18,8 @@ from runtime.errors import EXIT_DONE, EXIT_GATE_FAILED
 @verbosity_option
 def selftest(bundle: str, as_json: bool, **options: Any) -> int:
     """Check every law of a bundle's engine on this machine. Exits with 1 when one does not hold."""
+    from runtime.bundle.golden import read_golden
     from runtime.detector import Detector
-    from runtime.golden import read_golden
     from runtime.selftest.checks import manifest_tolerance
     from runtime.selftest.laws import check_count, full_self_test
     from runtime.selftest.stamps import Stamp, is_on_gpu

@@ -16,14 +16,14 @@ from runtime.decode.pillow_pixels import PillowPixels
 from runtime.decode.streams import buffered, open_regular
 from runtime.errors import ImageError, ImageReadError, one_line
 from runtime.names import printable_name
-from runtime.pixels import ArrayPixels
+from runtime.patches.pixels import ArrayPixels
 
 if TYPE_CHECKING:
     from typing import TypeAlias
 
     from PIL import Image
 
-    from runtime.pixels import Pixels
+    from runtime.patches.pixels import Pixels
 
     Source: TypeAlias = (
         str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | NDArray[Any]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.bundle.manifest import Manifest
 from runtime.errors import ManifestError, SelfTestError
-from runtime.manifest import Manifest
 from runtime.tolerances import TOLERANCES, logit_tolerance
 
 # How far away another row's reference is looked for. A batch repeats the golden images, 16 by default, and in

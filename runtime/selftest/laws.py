@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends.base import Backend
-from runtime.golden import Golden
+from runtime.bundle.golden import Golden
 from runtime.selftest.checks import Check, are_rows_in_order, compared, require
 
 # How many golden rows the quick test reads.

@@ -6,9 +6,9 @@ import logging
 import os
 
 from runtime.backends.base import Backend
-from runtime.bundle import Bundle
-from runtime.golden import read_golden
-from runtime.selection import BackendReport
+from runtime.backends.selection import BackendReport
+from runtime.bundle.golden import read_golden
+from runtime.bundle.opening import Bundle
 from runtime.selftest.checks import manifest_tolerance, require
 from runtime.selftest.laws import QUICK_ROWS, full_self_test, quick_self_test
 from runtime.selftest.stamps import Stamp, is_on_gpu

@@ -7,10 +7,10 @@ import json
 import os
 from pathlib import Path
 
+from runtime.backends.selection import BackendReport
+from runtime.bundle.manifest import Manifest, canonical_json
 from runtime.cache import cache_folder, read_cache_file, write_cache_file
 from runtime.machine import cuda_device, installed_version
-from runtime.manifest import Manifest, canonical_json
-from runtime.selection import BackendReport
 
 # The kernel driver of a server GPU, and the release of a Jetson's system, which holds its driver.
 _DRIVER_FILES = ("/proc/driver/nvidia/version", "/etc/nv_tegra_release")

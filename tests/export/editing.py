@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from export.precision.conversion import fp16_from_fp32
 from export.precision.policy import PrecisionPolicy
-from runtime.manifest import MODEL_FP16_NAME, MODEL_NAME, manifest_bytes
+from runtime.bundle.manifest import MODEL_FP16_NAME, MODEL_NAME, manifest_bytes
 
 PLAIN_POLICY = PrecisionPolicy()
 

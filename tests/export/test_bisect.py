@@ -26,14 +26,14 @@ from export.parity.bisect.findings import (
     Broken,
 )
 from export.parity.bisect.run import BisectOptions, bisect_bundle
-from export.parity.forms import FP16, ONNX_FP32
+from export.parity.forms.form import FP16, ONNX_FP32
+from export.parity.forms.graph_as_written import GraphAsWritten
 from export.parity.gate import GateOptions, bundle_gate
-from export.parity.graph_as_written import GraphAsWritten
 from export.parity.page.document import html_page
 from export.precision.conversion import fp16_from_fp32
 from export.precision.policy import PrecisionPolicy
+from runtime.bundle.manifest import GOLDEN_NAME, manifest_bytes
 from runtime.errors import UsageError
-from runtime.manifest import GOLDEN_NAME, manifest_bytes
 
 BLOCKS = 4
 

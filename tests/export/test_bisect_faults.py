@@ -27,11 +27,11 @@ from export.parity.bisect.faults import part_in
 from export.parity.bisect.findings import FILE, FOUND, NOT_SEARCHED, PASSES, BisectReport, Broken, Proposal
 from export.parity.bisect.repair import RepairOptions, repair_bundle
 from export.parity.bisect.run import BisectOptions, bisect_bundle
-from export.parity.forms import FP16, ONNX_FP32
+from export.parity.forms.form import FP16, ONNX_FP32
 from export.parity.gate import bundle_gate
 from export.precision.policy import PrecisionPolicy
+from runtime.bundle.manifest import MODEL_FP16_NAME
 from runtime.errors import DataError, GateFailedError, UsageError
-from runtime.manifest import MODEL_FP16_NAME
 from tests.export.editing import (
     edit_graph,
     grow_hidden_unit,

@@ -19,10 +19,10 @@ from export.bundle.add_engine import recover
 from export.bundle.golden import synthetic_mosaics, write_golden
 from export.bundle.lock import bundle_lock
 from export.bundle.writer import BundleWriter
-from runtime.bundle import open_bundle
-from runtime.engine_entry import EngineEntry
+from runtime.bundle.engine_entry import EngineEntry
+from runtime.bundle.manifest import graph_json, parse_manifest
+from runtime.bundle.opening import open_bundle
 from runtime.errors import ManifestError, UsageError
-from runtime.manifest import graph_json, parse_manifest
 from runtime.spec import CLASSES, Preprocessing
 
 ROOT = Path(__file__).parents[2]
@@ -87,8 +87,8 @@ def crash(bundle: Path, built: Path, moment: str) -> None:
         import os, signal, sys
         from pathlib import Path
         from export.bundle import add_engine as module
-        from runtime.engine_entry import EngineEntry
-        from runtime.manifest import parse_manifest
+        from runtime.bundle.engine_entry import EngineEntry
+        from runtime.bundle.manifest import parse_manifest
         real = os.replace
         staged = lambda target: '.dgsnet-tmp-' in str(target)
         die = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)

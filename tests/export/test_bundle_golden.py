@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from export.bundle.golden import synthetic_mosaics, write_golden
+from runtime.bundle.golden import read_golden
 from runtime.errors import SpecError
-from runtime.golden import read_golden
 
 
 def test_synthetic_mosaics__are_what_the_graph_takes_and_not_alike() -> None:

@@ -17,9 +17,9 @@ import pytest
 from export.bundle import writer as writer_module
 from export.bundle.golden import synthetic_mosaics, write_golden
 from export.bundle.writer import BundleWriter
-from runtime.bundle import open_bundle
+from runtime.bundle.manifest import graph_json
+from runtime.bundle.opening import open_bundle
 from runtime.errors import ManifestError, UsageError
-from runtime.manifest import graph_json
 from runtime.spec import CLASSES, Preprocessing
 
 ROOT = Path(__file__).parents[2]

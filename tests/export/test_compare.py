@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from export.parity.compare import HopReport, Limits, compare_logits
+from export.parity.statistics.compare import HopReport, Limits, compare_logits
 from runtime.decision import Decision
 from runtime.errors import SpecError
 

@@ -13,9 +13,9 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from export.onnx_files import load_model, save_model
-from export.parity.compare import HopReport, compare_logits
-from export.parity.fp16_graph import fp16_loader_check
+from export.parity.forms.fp16_graph import fp16_loader_check
 from export.parity.limits import own_limits
+from export.parity.statistics.compare import HopReport, compare_logits
 from export.precision import graph_session
 from export.precision.emulation import MOVING_OPS, computed_tensors, emulated_from_fp16
 from export.precision.policy import PrecisionPolicy

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from runtime.engine_entry import EngineEntry
+from runtime.bundle.engine_entry import EngineEntry
+from runtime.bundle.manifest import manifest_bytes, parse_manifest
 from runtime.errors import ManifestError
-from runtime.manifest import manifest_bytes, parse_manifest
 
 OLDER = EngineEntry(
     file="model.onnx",

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.bundle import open_bundle
+from runtime.bundle.opening import open_bundle
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.skipif(

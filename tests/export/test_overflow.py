@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from export.commands.precision_options import policy_from_options, precision_options
-from export.parity.fp16_graph import fp16_loader_check
+from export.parity.forms.fp16_graph import fp16_loader_check
 from export.parity.limits import own_limits
 from export.precision.calibration import calibration_mosaics
 from export.precision.headroom import OverflowReport
@@ -25,7 +25,7 @@ from export.precision.policy import PrecisionPolicy
 from export.precision.watching import open_emulation, open_watched_fp32
 from runtime.decision import Decision
 from runtime.errors import DataError, GateFailedError, SpecError
-from runtime.pictures import mosaic_from_file
+from runtime.pictures.mosaics import mosaic_from_file
 from tests.export.editing import grow_hidden_unit, put_values, write_graphs
 
 BLOCKS = 3

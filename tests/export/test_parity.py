@@ -16,16 +16,16 @@ import pytest
 from PIL import Image
 
 from export.checkpoint import CheckpointSource
-from export.parity.batches import batch_laws, checked_sizes
-from export.parity.compare import Limits
-from export.parity.forms import Computed, Graphs, model_forms, run_in_chunks
+from export.parity.forms.batches import batch_laws, checked_sizes
+from export.parity.forms.form import Computed, Graphs, model_forms, run_in_chunks
 from export.parity.gate import bundle_gate, engine_form, golden_gate
 from export.parity.limits import bundle_limits
 from export.parity.settings import gate_limits
-from runtime.bundle import open_bundle
+from export.parity.statistics.compare import Limits
+from runtime.bundle.golden import read_golden
+from runtime.bundle.opening import open_bundle
 from runtime.decision import Decision
 from runtime.errors import EngineLoadError, UsageError
-from runtime.golden import read_golden
 from tests.export.editing import edit_graph, edit_manifest, set_weight
 
 Run = Callable[..., tuple[int, str, str]]

@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from export.parity.binomial import images_needed, upper_bound
-from export.parity.data_set import Picture, pictures_below
-from export.parity.embeddings import cosine_rows
-from export.parity.measures import comparison
-from export.parity.ranking import ranking
-from export.parity.reference_mosaics import mosaic_from_image, reference_mosaic
+from export.parity.pictures.data_set import Picture, pictures_below
+from export.parity.pictures.reference_mosaics import mosaic_from_image, reference_mosaic
+from export.parity.statistics.binomial import images_needed, upper_bound
+from export.parity.statistics.embeddings import cosine_rows
+from export.parity.statistics.measures import comparison
+from export.parity.statistics.ranking import ranking
 from runtime.decision import Decision
 from runtime.decode import decode_image
 from runtime.errors import DataError, ImageError
-from runtime.patches import select_patches
+from runtime.patches.selection import select_patches
 from runtime.spec import Preprocessing
 
 

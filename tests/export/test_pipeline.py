@@ -16,10 +16,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from runtime.bundle import open_bundle
+from runtime.bundle.golden import read_golden
+from runtime.bundle.opening import open_bundle
 from runtime.detector import Detector
 from runtime.errors import ManifestError
-from runtime.golden import read_golden
 from tests.export.editing import edit_graph, edit_manifest, scale_values, set_weight
 
 ROOT = Path(__file__).parent.parent.parent
@@ -101,7 +101,7 @@ def test_build_engine__leaves_no_path_of_this_machine(bundle: Path, run_folder: 
 def test_detector__gives_pytorchs_logits_from_files(bundle: Path, run_folder: Path, data_set: Path) -> None:
     from export.checkpoint import CheckpointSource
     from runtime.decode import decode_image
-    from runtime.patches import select_patches
+    from runtime.patches.selection import select_patches
 
     paths = sorted((data_set / "test").rglob("*.png"))
     with Detector.open(bundle) as detector:

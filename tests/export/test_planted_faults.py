@@ -16,7 +16,7 @@ from PIL import Image
 
 from export.checkpoint import CheckpointSource
 from export.parity.checks import ORIGIN
-from export.parity.forms import FP16, MERGED, ONNX_FP32
+from export.parity.forms.form import FP16, MERGED, ONNX_FP32
 from export.parity.gate import GateOptions, bundle_gate
 from export.parity.outcome import GateReport
 from tests.export.editing import edit_graph, edit_manifest, insert_after, set_weight
@@ -311,12 +311,14 @@ def _wrong_runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     """A fault inside the runtime's own preprocessing, wherever the runtime calls it from."""
     import runtime.decode.colour
     import runtime.decode.pillow_pixels
-    import runtime.patches
+    import runtime.patches.selection
 
     kind = request.param
     if kind == "highest-first":
-        right = runtime.patches.selected_patches
-        monkeypatch.setattr(runtime.patches, "selected_patches", lambda picture: right(picture)[::-1])
+        right = runtime.patches.selection.selected_patches
+        monkeypatch.setattr(
+            runtime.patches.selection, "selected_patches", lambda picture: right(picture)[::-1]
+        )
     elif kind == "alpha-on-black":
         monkeypatch.setattr(runtime.decode.colour, "BACKGROUND", (0, 0, 0))
     elif kind == "exif-ignored":

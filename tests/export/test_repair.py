@@ -25,13 +25,13 @@ from export.parity.bisect.latency import side_by_side
 from export.parity.bisect.rebuild import build_options, with_policy
 from export.parity.bisect.repair import RepairOptions, repair_bundle
 from export.parity.bisect.run import bisect_bundle
-from export.parity.forms import Computed
+from export.parity.forms.form import Computed
 from export.parity.gate import GateOptions, bundle_gate
 from export.precision.conversion import fp16_from_fp32
 from export.precision.policy import PrecisionPolicy, policy_of_bundle
-from runtime.bundle import open_bundle
+from runtime.bundle.manifest import manifest_bytes
+from runtime.bundle.opening import open_bundle
 from runtime.errors import GateFailedError, MissingDependencyError, ParityError, UsageError
-from runtime.manifest import manifest_bytes
 
 ENGINE_OPTIONS = BuildOptions(profiles=((1, 2, 4),), targets=("sm_86", "sm_89"))
 FACTOR, BACK = "block_1/mlp/1024", "block_1/mlp/2^-20"

@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 from export.parity.checks import hop_checks
-from export.parity.data_set import Picture
-from export.parity.feeding import FileFeed
-from export.parity.forms import Computed, Form
+from export.parity.forms.form import Computed, Form
 from export.parity.outcome import GateReport, environment
 from export.parity.page.charts import Bar, bar_chart, scatter
 from export.parity.page.document import BlockDrift, html_page
+from export.parity.pictures.data_set import Picture
+from export.parity.pictures.feeding import FileFeed
 from export.parity.settings import gate_limits
 from export.parity.waterfall import run_waterfall
 from runtime.decision import Decision

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from runtime.bundle.manifest import graph_json, manifest_bytes
 from runtime.decision import Decision
-from runtime.manifest import graph_json, manifest_bytes
 from runtime.spec import Preprocessing
 from runtime.tolerances import TOLERANCES
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from runtime import bundle as bundle_module
-from runtime import verification
-from runtime.bundle import open_bundle
+from runtime.bundle import opening as bundle_module
+from runtime.bundle import verification
+from runtime.bundle.manifest import manifest_digest
+from runtime.bundle.opening import open_bundle
 from runtime.errors import ManifestError, UsageError
-from runtime.manifest import manifest_digest
 
 EMBED_DIM = 4
 

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runtime.bundle import open_bundle
+from runtime.bundle.manifest import manifest_digest
+from runtime.bundle.opening import open_bundle
 from runtime.detector import Detector
 from runtime.errors import DgsNetError, ManifestError
-from runtime.manifest import manifest_digest
 
 SETTINGS = settings(
     max_examples=400,
@@ -240,7 +240,7 @@ def test_open__a_link_that_takes_a_files_place_after_the_listing(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the listing and the hashing somebody puts a link to other content there."""
-    from runtime import bundle as module
+    from runtime.bundle import opening as module
 
     real = module._check_listing
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageCms, ImageFile
 
 from runtime.decode import MAX_PIXELS, MAX_SIDE, DecodeLimits, decode_image
 from runtime.errors import ImageError, UsageError
-from runtime.pictures import mosaic_from_picture
+from runtime.pictures.mosaics import mosaic_from_picture
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
 

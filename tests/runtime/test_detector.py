@@ -21,8 +21,8 @@ from PIL import Image
 
 from runtime.detector import Detector
 from runtime.errors import EngineLoadError, ManifestError, MissingDependencyError, SelfTestError, UsageError
-from runtime.patches import select_patches
-from runtime.pictures import PictureMosaics, mosaic_from_picture
+from runtime.patches.selection import select_patches
+from runtime.pictures.mosaics import PictureMosaics, mosaic_from_picture
 
 KEYS = [
     "schema", "path", "label", "probability", "logit", "threshold", "margin", "uncertain", "backend",
@@ -141,7 +141,7 @@ def test_stream__decodes_in_other_threads(
         names.add(threading.current_thread().name)
         return mosaic_from_picture(item, **options)
 
-    monkeypatch.setattr("runtime.preparation.mosaic_from_picture", record)
+    monkeypatch.setattr("runtime.pipeline.preparation.mosaic_from_picture", record)
     assert all(d.error is None for d in detector.predict(pictures))
     assert names
     assert all(name.startswith("dgsnet-decode") for name in names)

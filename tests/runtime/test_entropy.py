@@ -7,11 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from runtime import entropy, patches, sifting
-from runtime.entropy import entropy_at, patch_entropy
-from runtime.pixels import pixels_of
-from runtime.sifting import entropy_bounds, extreme_entropies
-from runtime.spectrum import entropy_from_products
+from runtime.patches import entropy, selection, sifting
+from runtime.patches.entropy import entropy_at, patch_entropy
+from runtime.patches.pixels import pixels_of
+from runtime.patches.sifting import entropy_bounds, extreme_entropies
+from runtime.patches.spectrum import entropy_from_products
 
 
 def slow_entropy(image: np.ndarray) -> np.ndarray:
@@ -74,7 +74,7 @@ def test_entropy_from_products__errs_far_less_than_the_margins(make: Callable[[]
     error_fp32 = np.abs(entropy_from_products(image, np.float32) - expected).max()
     assert error_fp64 <= entropy._ROUNDING_MARGIN / 10
     # Two patches may err in opposite directions; the rest is for other processors and libraries.
-    assert error_fp32 <= patches._ORDER_MARGIN / 5
+    assert error_fp32 <= selection._ORDER_MARGIN / 5
 
 
 @pytest.mark.parametrize("make", PICTURES.values(), ids=PICTURES)
@@ -155,7 +155,7 @@ def test_extreme_entropies__transforms_few_patches_of_a_picture_with_calm_and_bu
     exact = slow_entropy(image)
     is_left = np.isnan(sifted)
     assert is_left.mean() > 0.85
-    assert np.abs(sifted - exact)[~is_left].max() <= patches._ORDER_MARGIN / 5
+    assert np.abs(sifted - exact)[~is_left].max() <= selection._ORDER_MARGIN / 5
     ascending = np.sort(exact, axis=None)
     assert exact[is_left].min() > ascending[23]
     assert exact[is_left].max() < ascending[-25]

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from runtime.bundle.manifest import graph_json, manifest_bytes, manifest_digest, parse_manifest
 from runtime.decision import Decision
 from runtime.errors import ManifestError
-from runtime.manifest import graph_json, manifest_bytes, manifest_digest, parse_manifest
 from runtime.spec import Preprocessing
 
 QUICK = settings(

@@ -19,7 +19,7 @@ from PIL import Image, features
 
 from runtime.decode import DecodeLimits, reading
 from runtime.errors import ImageError
-from runtime.pictures import mosaic_from_picture
+from runtime.pictures.mosaics import mosaic_from_picture
 
 # A longer run, other examples every time: DGSNET_FUZZ=20000 pytest tests/runtime/test_fuzz_pictures.py
 EXAMPLES = int(os.environ.get("DGSNET_FUZZ", "250"))

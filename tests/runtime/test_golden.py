@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runtime.bundle.golden import read_golden
 from runtime.errors import ManifestError
-from runtime.golden import read_golden
 
 EMBED_DIM = 4
 

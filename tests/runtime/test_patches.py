@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.patch_selection.measuring import loop_selection
-from runtime import patches
 from runtime.errors import ImageError, SpecError
-from runtime.patches import (
+from runtime.patches import selection
+from runtime.patches.selection import (
     chosen_indices,
     mosaic_from_patches,
     patch_entropy,
@@ -157,7 +157,7 @@ def test_chosen_indices__would_be_wrong_without_float64(monkeypatch: pytest.Monk
     for image, indices in zip(images, expected, strict=True):
         assert np.array_equal(chosen_indices(image), indices)
     # Not a property of the code but of the pictures: they are able to find the mistake.
-    monkeypatch.setattr(patches, "_close_to_another", lambda _entropy, _candidates: np.array([], np.int64))
+    monkeypatch.setattr(selection, "_close_to_another", lambda _entropy, _candidates: np.array([], np.int64))
     assert not any(np.array_equal(chosen_indices(i), e) for i, e in zip(images, expected, strict=True))
 
 

@@ -13,9 +13,9 @@ from PIL import Image
 import runtime
 from runtime.decode import DecodeLimits
 from runtime.errors import ImageError, SpecError, UsageError
-from runtime.patches import select_patches
-from runtime.pictures import mosaic_from_file, mosaic_from_picture
-from runtime.views import view_permutations
+from runtime.patches.selection import select_patches
+from runtime.patches.views import view_permutations
+from runtime.pictures.mosaics import mosaic_from_file, mosaic_from_picture
 
 
 def test_mosaic_from_picture__is_decode_then_select(picture: np.ndarray) -> None:

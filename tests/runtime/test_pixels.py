@@ -16,8 +16,8 @@ from runtime.decode import DecodeLimits, decode_image, read_pixels
 from runtime.decode import reading as reading_module
 from runtime.decode.pillow_pixels import PillowPixels
 from runtime.errors import ImageError
-from runtime.patches import chosen_indices, patch_entropy, select_patches
-from runtime.pixels import ArrayPixels, patch_grid, pixels_of
+from runtime.patches.pixels import ArrayPixels, patch_grid, pixels_of
+from runtime.patches.selection import chosen_indices, patch_entropy, select_patches
 
 MIB = 2**20
 
@@ -164,7 +164,7 @@ def test_array_pixels__takes_any_strides() -> None:
 
 PEAK = """
 import sys
-from runtime.pictures import mosaic_from_picture
+from runtime.pictures.mosaics import mosaic_from_picture
 
 def memory(key):
     with open("/proc/self/status") as status:

@@ -14,7 +14,7 @@ import pytest
 
 from runtime.errors import UsageError
 from runtime.names import printable_name, utf8_name
-from runtime.scan import expand_paths, pictures_below, read_names
+from runtime.pictures.scan import expand_paths, pictures_below, read_names
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from runtime import selection
+from runtime.backends import selection
+from runtime.backends.selection import select_engine
 from runtime.backends.tensorrt.compatibility import mismatch
-from runtime.engine_entry import EngineEntry
+from runtime.bundle.engine_entry import EngineEntry
+from runtime.bundle.manifest import Manifest, parse_manifest
 from runtime.errors import MissingDependencyError, UsageError
 from runtime.machine import CudaDevice, cuda_device
-from runtime.manifest import Manifest, parse_manifest
-from runtime.selection import select_engine
 
 ORIN = CudaDevice("Orin", "sm_87")
 L4 = CudaDevice("L4", "sm_89")

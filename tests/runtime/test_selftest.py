@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from runtime.backends.base import Backend
+from runtime.bundle.golden import Golden, read_golden
 from runtime.detector import Detector
 from runtime.errors import ManifestError, SelfTestError
-from runtime.golden import Golden, read_golden
 from runtime.machine import CudaDevice
 from runtime.selftest import opening, stamps
 from runtime.selftest.checks import are_rows_in_order

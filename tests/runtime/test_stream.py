@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.channel import Channel, ChannelClosed
 from runtime.detector import Detector
 from runtime.errors import UsageError
-from runtime.pictures import PictureMosaics, mosaic_from_picture
+from runtime.pictures.mosaics import PictureMosaics, mosaic_from_picture
+from runtime.pipeline.channel import Channel, ChannelClosed
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_stream__keeps_order_whatever_takes_long(
         time.sleep(next(waits))
         return mosaic_from_picture(item, **options)
 
-    monkeypatch.setattr("runtime.preparation.mosaic_from_picture", slow)
+    monkeypatch.setattr("runtime.pipeline.preparation.mosaic_from_picture", slow)
     names = [str(pictures[k % 6]) for k in range(50)]
     assert [d.path for d in detector.stream(iter(names))] == names
 

@@ -16,9 +16,9 @@ import pytest
 
 from runtime.backends.base import Backend
 from runtime.backends.opening import BackendOptions, open_backend
-from runtime.bundle import open_bundle
+from runtime.backends.selection import select_engine
+from runtime.bundle.opening import open_bundle
 from runtime.machine import cuda_device
-from runtime.selection import select_engine
 
 # FP32 engine against numpy in float64 with no TF32: sums of 50176 pixels in another order.
 TOLERANCE = 2e-3

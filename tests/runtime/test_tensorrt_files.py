@@ -14,8 +14,8 @@ from runtime.backends.tensorrt.engine_host import EngineFile
 from runtime.backends.tensorrt.module import four_part_version, import_tensorrt
 from runtime.backends.tensorrt.plan import check_header
 from runtime.backends.tensorrt.session import TensorRtSession
+from runtime.bundle.engine_entry import EngineEntry
 from runtime.cuda.cuda_python import CudaPython
-from runtime.engine_entry import EngineEntry
 from runtime.errors import EngineLoadError
 from runtime.machine import cuda_device
 from tests.runtime.fakes.cuda_driver import fake_driver

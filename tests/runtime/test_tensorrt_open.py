@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime import selection
-from runtime.backends import opening
+from runtime.backends import opening, selection
 from runtime.backends.opening import BackendOptions, open_backend
+from runtime.backends.selection import select_engine
 from runtime.backends.tensorrt import engine_host
-from runtime.bundle import open_bundle
+from runtime.bundle.manifest import parse_manifest
+from runtime.bundle.opening import open_bundle
 from runtime.cuda.cuda_python import CudaPython
 from runtime.detector import Detector
 from runtime.errors import MissingDependencyError, UsageError
 from runtime.machine import CudaDevice, cuda_device
-from runtime.manifest import parse_manifest
-from runtime.selection import select_engine
 from tests.runtime.fakes.cuda_driver import fake_driver
 from tests.runtime.fakes.device import FakeDevice
 from tests.runtime.fakes.plans import fake_plan

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from runtime.errors import UsageError
+from runtime.patches.views import MAX_VIEWS, averaged_logits, view_permutations
 from runtime.spec import PERMUTATION
-from runtime.views import MAX_VIEWS, averaged_logits, view_permutations
 
 
 def test_view_permutations__are_different_and_begin_with_the_literal_one() -> None:

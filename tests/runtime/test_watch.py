@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 import runtime
-from runtime.camera import frames
 from runtime.errors import ImageError, MissingDependencyError
-from runtime.watch import arriving_pictures, pictures_now
+from runtime.pictures.camera import frames
+from runtime.pictures.watch import arriving_pictures, pictures_now
 
 ROOT = Path(runtime.__file__).parent.parent
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from runtime.patches import mosaic_from_patches
+from runtime.patches.selection import mosaic_from_patches
 from train.config import TrainConfig
 from train.config.sections import DataConfig
 from train.data import augment

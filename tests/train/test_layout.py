@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import DataError
-from runtime.scan import SUFFIXES
+from runtime.pictures.scan import SUFFIXES
 from train.data.captions import load_captions
 from train.data.layout import find_samples, fingerprint, has_split, read_sidecar
 

@@ -11,7 +11,7 @@ import torch
 
 from runtime.decode import decode_image
 from runtime.errors import DataError
-from runtime.patches import select_patches, selected_patches
+from runtime.patches.selection import select_patches, selected_patches
 from train.config import TrainConfig
 from train.config.sections import DataConfig
 from train.data import mosaics

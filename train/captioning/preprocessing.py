@@ -1,7 +1,7 @@
 """A captioning model's own preprocessing: resize the shorter side, crop the centre, normalise.
 
 Captioning needs what the picture shows, so it sees the whole of it at low resolution; the detector's patch
-mosaic (runtime/patches.py) is made for the opposite.
+mosaic (runtime/patches/selection.py) is made for the opposite.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.patches import mosaic_from_patches
+from runtime.patches.selection import mosaic_from_patches
 from runtime.spec import PATCH_COUNT
 from train.config import DataConfig
 from train.data.degrade import blur, jpeg, resize

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.bundle.verification import SETTLE_NS
 from runtime.cache import cache_folder, read_cache_file, write_cache_file
 from runtime.decode import FORMATS, decode_image
 from runtime.errors import ImageError, one_line
 from runtime.spec import PATCH_SIDE
-from runtime.verification import SETTLE_NS
 from train.data.layout import Sample
 
 _SCHEMA = 1

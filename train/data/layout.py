@@ -17,7 +17,7 @@ from pathlib import Path
 
 from runtime.errors import DataError, ImageError, one_line
 from runtime.names import printable_name
-from runtime.scan import SUFFIXES
+from runtime.pictures.scan import SUFFIXES
 from train.data.shards import SIDECAR_LIMIT, read_span, shard_members
 
 logger = logging.getLogger("dgsnet.data")

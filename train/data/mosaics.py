@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from runtime.console import Progress
 from runtime.decode import decode_image
 from runtime.errors import DataError, ImageError
-from runtime.patches import mosaic_from_patches, selected_patches
+from runtime.patches.selection import mosaic_from_patches, selected_patches
 from runtime.spec import MOSAIC_SIDE, PATCH_COUNT, PATCH_SIDE
 from train.config import DataConfig
 from train.data.augment import augment_image, augment_patches, changes_pictures

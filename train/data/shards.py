@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from runtime.bundle.verification import SETTLE_NS
 from runtime.cache import cache_folder, read_cache_file, write_cache_file
 from runtime.errors import DataError, one_line
 from runtime.names import printable_name
-from runtime.scan import SUFFIXES
-from runtime.verification import SETTLE_NS
+from runtime.pictures.scan import SUFFIXES
 
 _INDEX_SCHEMA = 1
 _INDEX_LIMIT = 1 << 30

@@ -16,7 +16,7 @@ from export.parity.bisect.drift import HopDrift, HopSums
 from export.parity.bisect.faults import MISSING, NOT_RUN, PartFaultError, part_in
 from export.parity.bisect.forcing import ForcedSession, Values, force_parts
 from export.parity.bisect.torch_values import HookableCheckpoint, torch_values
-from export.parity.forms import FP16, ONNX_FP32, UNMERGED
+from export.parity.forms.form import FP16, ONNX_FP32, UNMERGED
 from export.precision.blocks import block_of
 from export.precision.emulation import emulated_from_fp16
 from export.precision.graph_session import GraphSession

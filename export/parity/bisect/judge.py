@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from export.parity.bisect.pictures import Chosen
 from export.parity.checks import FAILED, Check, hop_checks
-from export.parity.compare import Outputs
-from export.parity.data_set import Picture
-from export.parity.embeddings import cosine_rows, length_rows
-from export.parity.forms import FP16
-from export.parity.measures import Comparison, comparison
+from export.parity.forms.form import FP16
+from export.parity.pictures.data_set import Picture
 from export.parity.settings import GateLimits
+from export.parity.statistics.compare import Outputs
+from export.parity.statistics.embeddings import cosine_rows, length_rows
+from export.parity.statistics.measures import Comparison, comparison
 from export.parity.waterfall import COMPARED, Hop
 from export.precision.blocks import number_list
 from export.precision.watching import open_emulation

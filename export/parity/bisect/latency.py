@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.parity.forms import Runnable
+from export.parity.forms.form import Runnable
 
 ROUNDS = 30
 _WARM_UP = 3

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from export.parity.data_set import Picture
-from export.parity.feeding import FileFeed
 from export.parity.outcome import GateReport
+from export.parity.pictures.data_set import Picture
+from export.parity.pictures.feeding import FileFeed
 from runtime.errors import DataError
 from runtime.spec import Preprocessing
 

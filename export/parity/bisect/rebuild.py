@@ -19,10 +19,10 @@ from export.precision.conversion import fp16_from_fp32
 from export.precision.policy import PrecisionPolicy
 from export.precision.report import PrecisionReport
 from export.steps.engine import build_engine
-from runtime.bundle import Bundle
-from runtime.engine_entry import EngineEntry
+from runtime.bundle.engine_entry import EngineEntry
+from runtime.bundle.manifest import ENGINES_FOLDER, MODEL_FP16_NAME, MODEL_NAME, Manifest
+from runtime.bundle.opening import Bundle
 from runtime.errors import DgsNetError, MissingDependencyError
-from runtime.manifest import ENGINES_FOLDER, MODEL_FP16_NAME, MODEL_NAME, Manifest
 
 logger = logging.getLogger("dgsnet.export.parity")
 

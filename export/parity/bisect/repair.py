@@ -25,19 +25,19 @@ from export.parity.bisect.rebuild import (
     write_candidate,
 )
 from export.parity.bisect.trade_off import EngineChange, Hop, TradeOff
-from export.parity.forms import ENGINE
+from export.parity.forms.form import ENGINE
 from export.parity.gate import GateOptions, bundle_gate
 from export.parity.outcome import GateReport
 from export.parity.waterfall import COMPARED
 from export.precision.overflow import overflow_report
 from export.precision.policy import PrecisionPolicy, policy_of_bundle
 from export.steps.gate import write_reports
-from runtime.bundle import Bundle, open_bundle
+from runtime.bundle.engine_entry import EngineEntry
+from runtime.bundle.golden import read_golden
+from runtime.bundle.manifest import MODEL_FP16_NAME, MODEL_NAME, Manifest
+from runtime.bundle.opening import Bundle, open_bundle
 from runtime.detector import Detector
-from runtime.engine_entry import EngineEntry
 from runtime.errors import DgsNetError, GateFailedError, ParityError, UsageError
-from runtime.golden import read_golden
-from runtime.manifest import MODEL_FP16_NAME, MODEL_NAME, Manifest
 
 logger = logging.getLogger("dgsnet.export.parity")
 

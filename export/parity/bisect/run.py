@@ -17,15 +17,15 @@ from export.parity.bisect.judge import DEFAULT_BATCH, Judge
 from export.parity.bisect.pictures import DEFAULT_COUNT, Chosen, chosen_pictures
 from export.parity.bisect.proposal import DEFAULT_EVALUATIONS, proposed_blocks
 from export.parity.checks import ORIGIN, Check
-from export.parity.compare import Outputs
-from export.parity.forms import FP16, MERGED, ONNX_FP32, UNMERGED, run_in_chunks
-from export.parity.graph_as_written import GraphAsWritten
+from export.parity.forms.form import FP16, MERGED, ONNX_FP32, UNMERGED, run_in_chunks
+from export.parity.forms.graph_as_written import GraphAsWritten
 from export.parity.outcome import GateReport
+from export.parity.statistics.compare import Outputs
 from export.precision.policy import policy_of_bundle
-from runtime.bundle import Bundle, open_bundle
-from runtime.engine_entry import MAX_BATCH
+from runtime.bundle.engine_entry import MAX_BATCH
+from runtime.bundle.manifest import MODEL_FP16_NAME, MODEL_NAME
+from runtime.bundle.opening import Bundle, open_bundle
 from runtime.errors import EngineBuildError, EngineLoadError, SpecError, UsageError
-from runtime.manifest import MODEL_FP16_NAME, MODEL_NAME
 from runtime.spec import Preprocessing
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.parity.bisect.boundaries import HEAD, PATCHES
-from export.parity.embeddings import cosine_rows
+from export.parity.statistics.embeddings import cosine_rows
 from runtime.errors import SpecError
 
 # Bins of the histogram that quantiles are read from: 50 to a decade, so that one is right within 5 %.

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from export.parity.bisect.boundaries import HEAD, PATCHES, POOL, PREPROCESS, PROJECTION, STEM
 from export.parity.bisect.forcing import Values
-from export.parity.compare import Outputs
+from export.parity.statistics.compare import Outputs
 
 
 class HookableCheckpoint(Protocol):

@@ -7,7 +7,7 @@ from typing import Any
 
 from export.parity.bisect.judge import blocks_label
 from export.parity.bisect.latency import Latency
-from export.parity.forms import FP16
+from export.parity.forms.form import FP16
 from export.parity.outcome import GateReport
 
 

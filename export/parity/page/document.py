@@ -10,11 +10,11 @@ from html import escape
 import numpy as np
 
 from export.parity.checks import Check
-from export.parity.measures import Comparison, Spread
 from export.parity.outcome import GateReport, bound_lines
 from export.parity.page.charts import Bar, bar_chart, scatter
 from export.parity.page.gallery import gallery
 from export.parity.page.style import STYLE
+from export.parity.statistics.measures import Comparison, Spread
 from export.parity.waterfall import Hop
 from runtime.names import printable_name
 

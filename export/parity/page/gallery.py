@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from export.parity.compare import Flip
-from export.parity.data_set import Picture
 from export.parity.outcome import GateReport
+from export.parity.pictures.data_set import Picture
+from export.parity.statistics.compare import Flip
 from runtime.decision import Decision
 from runtime.errors import DgsNetError
 from runtime.names import printable_name

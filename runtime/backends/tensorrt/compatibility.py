@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runtime.engine_entry import EngineEntry
+from runtime.bundle.engine_entry import EngineEntry
 
 HOST_CODE_REASON = (
     "it brings machine code of its own for the CPU; if you trust where it comes from, add "

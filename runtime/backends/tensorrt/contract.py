@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from runtime.engine_entry import EngineEntry
+from runtime.bundle.engine_entry import EngineEntry
 from runtime.errors import EngineLoadError
 from runtime.spec import EMBEDDING_NAME, INPUT_NAME, LOGIT_NAME, MOSAIC_SIDE
 

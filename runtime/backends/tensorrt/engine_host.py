@@ -15,9 +15,9 @@ from runtime.backends.tensorrt.contract import check_contract
 from runtime.backends.tensorrt.log import make_log
 from runtime.backends.tensorrt.module import four_part_version, import_tensorrt
 from runtime.backends.tensorrt.plan import check_header
+from runtime.bundle.engine_entry import EngineEntry
 from runtime.cuda.interface import CudaApi, Device
 from runtime.cuda.releases import Releases
-from runtime.engine_entry import EngineEntry
 from runtime.errors import EngineLoadError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runtime.engine_entry import EngineEntry
+from runtime.bundle.engine_entry import EngineEntry
 from runtime.errors import EngineLoadError
 
 _HEADER_BYTES = 64

@@ -15,9 +15,9 @@ import pytest
 from runtime.backends.tensorrt import engine_host
 from runtime.backends.tensorrt.engine_host import EngineFile
 from runtime.backends.tensorrt.session import TensorRtSession
+from runtime.bundle.engine_entry import EngineEntry
 from runtime.cuda.cuda_python import CudaPython
 from runtime.cuda.pycuda_api import PyCuda
-from runtime.engine_entry import EngineEntry
 from tests.runtime.fakes.cuda_driver import fake_driver
 from tests.runtime.fakes.device import FakeDevice
 from tests.runtime.fakes.plans import EMBED_DIM, compute, fake_plan

@@ -1,0 +1,1 @@
+"""What the logits of two forms say of each other, in numpy alone."""

@@ -1,0 +1,1 @@
+"""Where pictures come from: files, folders, a folder that is watched, a camera."""
