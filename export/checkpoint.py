@@ -108,7 +108,7 @@ class CheckpointSource:
 
         The merged copy shares every weight that merging leaves alone, and stays for the next call.
         """
-        from train.lora import has_adapters, merge_lora
+        from train.model.lora import has_adapters, merge_lora
 
         if self._merged is None:
             model = self._checkpoint.model

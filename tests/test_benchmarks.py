@@ -19,9 +19,9 @@ from benchmarks.training.phases import REST, Phases
 from benchmarks.training.pictures import write_pictures
 from benchmarks.training.report import missed_goals
 from benchmarks.training.straightforward import StraightforwardTrainer
-from train.backbone import load_clip
 from train.config import TrainConfig
 from train.data.layout import Sample
+from train.model.backbone import load_clip
 
 CONFIG = TrainConfig(backbone="dgsnet-tiny-p32", pretrained="random").with_values(
     [

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from runtime.bundle.manifest import MANIFEST_NAME
 from runtime.decision import Decision
 from runtime.errors import CheckpointError, SpecError, UsageError
 from runtime.files import write_atomically
 from runtime.spec import CLASSES, Preprocessing
-from train.backbone import BackboneInfo, base_state, empty_clip, load_clip, weights_sha256
 from train.config import TrainConfig
-from train.lora import load_lora_state, lora_state
-from train.model import HEAD_PREFIX, DgsNet
+from train.model.backbone import BackboneInfo, base_state, empty_clip, load_clip, weights_sha256
+from train.model.detector import HEAD_PREFIX, DgsNet
+from train.model.lora import load_lora_state, lora_state
 from train.recipes import build_model
 
 SCHEMA_VERSION = 1
@@ -116,6 +117,10 @@ def read_record(run: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
         schema = record["schema"]
         digest = record_digest(record) if schema == SCHEMA_VERSION else ""
+    except (FileNotFoundError, NotADirectoryError) as err:
+        raise CheckpointError(
+            f"{run}: found {_kind(run)}, expected the folder of a trained run, with {RECORD_NAME} in it"
+        ) from err
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as err:
         raise CheckpointError(
             f"{path}: not a run's checkpoint ({err}); train one with dgsnet-train fit"
@@ -129,6 +134,17 @@ def read_record(run: Path) -> dict[str, Any]:
             f"{path}: changed or damaged since it was written (digest differs); restore it or train again"
         )
     return dict(record)
+
+
+def _kind(path: Path) -> str:
+    """Returns what is there instead of a run with a checkpoint, for a message."""
+    if (path / MANIFEST_NAME).is_file():
+        return "a bundle, which holds no checkpoint"
+    if (path / "resume").is_dir():
+        return "a run that has saved no checkpoint yet (train fit --resume goes on with it)"
+    if path.is_dir():
+        return "another folder"
+    return f"a file ({path.suffix or 'without suffix'})" if path.exists() else "nothing there"
 
 
 def load_checkpoint(run: Path) -> Checkpoint:

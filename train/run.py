@@ -14,7 +14,6 @@ from torch import Tensor
 
 from runtime.errors import GateFailedError, UsageError
 from runtime.files import remove_temporaries
-from train.backbone import load_clip
 from train.checkpoint import RECORD_NAME, read_record, read_trained_weights, save_checkpoint
 from train.config import TrainConfig
 from train.data.layout import split_folder
@@ -38,14 +37,15 @@ from train.loop.resume import (
 from train.loop.step_log import StepLog, require_tensorboard
 from train.loop.trainer import Trainer
 from train.metrics import average_precision
-from train.preparation import find_data, prepare_data
-from train.recipes import build_model, recipe_of
-from train.text_features import (
+from train.model.backbone import load_clip
+from train.model.text_features import (
     CACHE_NAME,
     TextFeatures,
     cached_text_features,
     text_features_from_captions,
 )
+from train.preparation import find_data, prepare_data
+from train.recipes import build_model, recipe_of
 
 logger = logging.getLogger("dgsnet")
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kernels import surgery, surgery_affine
 from train.config import SurgeryConfig
-from train.model import DgsNet
+from train.model.detector import DgsNet
 
 if TYPE_CHECKING:
     from train.recipes.base import Batch

@@ -15,11 +15,11 @@ def write_untrained_run(folder: Path, backbone: str) -> None:
     """Writes a run of a backbone with random weights and adapters: speed does not depend on their values."""
     import torch
 
-    from train.backbone import load_clip
     from train.checkpoint import save_checkpoint
     from train.config import TrainConfig
-    from train.lora import add_lora, lora_state
-    from train.model import DgsNet
+    from train.model.backbone import load_clip
+    from train.model.detector import DgsNet
+    from train.model.lora import add_lora, lora_state
 
     config = TrainConfig(backbone=backbone, pretrained="random", seed=11)
     clip, info = load_clip(backbone, "random", seed=11)
@@ -53,7 +53,7 @@ def traced(run: Path) -> dict[str, Any]:
         import torch
 
         from train.checkpoint import load_checkpoint
-        from train.lora import merge_lora
+        from train.model.lora import merge_lora
 
         model = load_checkpoint(run).model
     with clock.phase("torch.onnx.export"), tempfile.TemporaryDirectory(dir=run.parent) as folder:

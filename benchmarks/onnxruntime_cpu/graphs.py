@@ -48,8 +48,8 @@ def write_graphs(backbone: str, folder: Path) -> Graphs:
 
     from export.graph.detector import detector_graph
     from export.graph.tower import tower_from_torch
-    from train.backbone import load_clip
-    from train.model import DgsNet
+    from train.model.backbone import load_clip
+    from train.model.detector import DgsNet
 
     clip, info = load_clip(backbone, "random", seed=SEED)
     torch.manual_seed(SEED)
@@ -67,8 +67,8 @@ def torch_model(graphs: Graphs) -> Any:
     """Returns the model in PyTorch, in eval mode."""
     import torch
 
-    from train.backbone import empty_clip
-    from train.model import DgsNet
+    from train.model.backbone import empty_clip
+    from train.model.detector import DgsNet
 
     clip, _ = empty_clip(graphs.backbone)
     model = DgsNet(clip.visual, graphs.embed_dim, heads=("image",))

@@ -81,10 +81,10 @@ def _write_run(run: Path, backbone: str, seed: int) -> None:
     """Writes a run with random base weights and adapters that are not zero."""
     import torch
 
-    from train.backbone import load_clip
     from train.checkpoint import save_checkpoint
     from train.config import TrainConfig
-    from train.lora import lora_parameters
+    from train.model.backbone import load_clip
+    from train.model.lora import lora_parameters
     from train.recipes import build_model
 
     config = TrainConfig(backbone=backbone, pretrained="random", seed=seed)

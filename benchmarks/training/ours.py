@@ -18,8 +18,8 @@ from train.loop.resume import Position
 from train.loop.stage_loop import StageLoop
 from train.loop.step_log import StepLog
 from train.loop.trainer import Trainer
+from train.model.text_features import text_features_from_captions
 from train.recipes import Stage, build_model
-from train.text_features import text_features_from_captions
 
 
 class OurTrainer:

@@ -20,13 +20,13 @@ from benchmarks.training import straightforward
 from benchmarks.training.ours import OurTrainer
 from benchmarks.training.phases import Phases
 from benchmarks.training.straightforward import StraightforwardTrainer
-from train.backbone import load_clip
 from train.config import TrainConfig
 from train.data.layout import Sample
 from train.loop.optimiser import Optimiser
 from train.loop.teacher_features import TeacherFeatures
-from train.model import DgsNet
-from train.text_features import TextFeatures, text_features_from_captions
+from train.model.backbone import load_clip
+from train.model.detector import DgsNet
+from train.model.text_features import TextFeatures, text_features_from_captions
 
 STRAIGHTFORWARD, TEXT_CACHED, TEACHER_REUSED = "straightforward", "text cached", "text cached, teacher reused"
 _GIB_OF_PATCHES = 2.0

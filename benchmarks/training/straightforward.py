@@ -24,11 +24,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.patch_selection.measuring import loop_selection
 from runtime.spec import GRID_SIDE, IMAGE_MEAN, IMAGE_STD, MOSAIC_SIDE, PATCH_COUNT, PATCH_SIDE
-from train.backbone import tokenizer
 from train.config import TrainConfig
 from train.data.layout import Sample
 from train.data.order import epoch_windows, random_source
-from train.lora import lora_parameters
+from train.model.backbone import tokenizer
+from train.model.lora import lora_parameters
 from train.recipes import build_model
 
 Item = tuple[Tensor, float, Tensor]

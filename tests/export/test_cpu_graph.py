@@ -19,8 +19,8 @@ from export.graph.detector import detector_graph
 from export.graph.tower import tower_from_torch
 from export.onnx_files import load_model, save_graph
 from runtime.errors import EngineBuildError
-from train.backbone import load_clip
-from train.model import DgsNet
+from train.model.backbone import load_clip
+from train.model.detector import DgsNet
 
 BLOCKS = 4
 

@@ -21,10 +21,10 @@ from export.graph.tower import tower_from_torch
 from export.onnx_checks import check_contract, check_structure
 from export.onnx_files import load_model, save_graph
 from runtime.errors import CheckpointError, SpecError, UsageError
-from train.backbone import load_clip
 from train.config import LoraConfig
-from train.lora import add_lora, has_adapters, lora_disabled, lora_state
-from train.model import DgsNet
+from train.model.backbone import load_clip
+from train.model.detector import DgsNet
+from train.model.lora import add_lora, has_adapters, lora_disabled, lora_state
 
 
 def written(

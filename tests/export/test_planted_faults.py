@@ -179,7 +179,7 @@ def test_gate__blames_the_graph_for_adapters_merged_twice(
 def test_gate__blames_a_merge_that_adds_twice(
     bundle: Path, run_folder: Path, data_set: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from train.lora import LoraAttention
+    from train.model.lora import LoraAttention
 
     right = LoraAttention.merged_in_proj_weight
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.backbone import load_clip
 from train.checkpoint import save_checkpoint
 from train.config import TrainConfig
-from train.lora import add_lora, lora_state
-from train.model import DgsNet
+from train.model.backbone import load_clip
+from train.model.detector import DgsNet
+from train.model.lora import add_lora, lora_state
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from runtime.errors import DataError, UsageError
-from train import backbone
-from train.backbone import load_clip
+from train.model import backbone
+from train.model.backbone import load_clip
 
 
 def test_load_clip__names_the_nearest_backbones() -> None:

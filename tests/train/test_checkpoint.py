@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from runtime.errors import CheckpointError
 from train.checkpoint import load_checkpoint, read_record, save_checkpoint, write_record
-from train.lora import lora_state
+from train.model.lora import lora_state
 
 
 def test_load_checkpoint__gives_back_the_trained_model(run_folder: Path) -> None:
@@ -97,6 +97,27 @@ def test_read_record__refuses_a_changed_record(
     run = edited(run_folder, tmp_path / "run", change, sealed=False)
     with pytest.raises(CheckpointError, match=r"changed or damaged|not a run's checkpoint"):
         read_record(run)
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (lambda path: None, "nothing there"),
+        (lambda path: path.write_bytes(b"onnx"), r"a file \(.onnx\)"),
+        (lambda path: path.mkdir(), "another folder"),
+        (lambda path: (path / "resume").mkdir(parents=True), "a run that has saved no checkpoint yet"),
+        (lambda path: (path.mkdir(), (path / "manifest.json").write_text("{}")), "a bundle"),
+    ],
+    ids=["nothing", "file", "folder", "unfinished", "bundle"],
+)
+def test_read_record__says_what_it_found_instead_of_a_run(
+    tmp_path: Path, make: Callable[[Path], object], found: str
+) -> None:
+    path = tmp_path / "model.onnx"
+    make(path)
+    with pytest.raises(CheckpointError, match=f"model.onnx: found {found}.*expected the folder") as caught:
+        read_record(path)
+    assert "Errno" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "5", "{}", '{"schema": 1}', '{"schema": 2}', "[" * 100_000])

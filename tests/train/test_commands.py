@@ -24,7 +24,7 @@ from train.data.degrade import degradation_from_name
 from train.data.layout import find_samples
 from train.data.mosaics import MosaicSet
 from train.device import require_device
-from train.scores import score_mosaics
+from train.evaluation.scores import score_mosaics
 
 
 class Shell:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from train.dropout import Dropout
+from train.model.dropout import Dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.8, 0.999])

@@ -17,7 +17,7 @@ from runtime.errors import DataError
 from train.config import DataConfig
 from train.data.degrade import degradation_from_name
 from train.evaluation.evaluate import evaluate_run
-from train.scores import readable_samples
+from train.evaluation.scores import readable_samples
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from runtime.errors import CheckpointError, SpecError
-from train.backbone import load_clip
 from train.config import LoraConfig
-from train.lora import add_lora, load_lora_state, lora_disabled, lora_state, merge_lora
+from train.model.backbone import load_clip
+from train.model.lora import add_lora, load_lora_state, lora_disabled, lora_state, merge_lora
 
 
 @pytest.fixture(scope="module")

@@ -230,9 +230,9 @@ def run_of_gelu(tmp_path: Path) -> Path:
 
 
 def random_run(run: Path, backbone: str, settings: dict[str, object]) -> Path:
-    from train.backbone import load_clip
     from train.config import TrainConfig
-    from train.lora import has_adapters, lora_state
+    from train.model.backbone import load_clip
+    from train.model.lora import has_adapters, lora_state
     from train.recipes import build_model
 
     config = TrainConfig(backbone=backbone, pretrained="random", seed=3).with_values(settings.items())

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from runtime.errors import CheckpointError, UsageError
-from train.backbone import load_clip
 from train.checkpoint import load_checkpoint, read_record
 from train.commands.import_official import import_official as import_command
+from train.model.backbone import load_clip
 from train.official.exporting import export_official
 from train.official.importing import import_official
 

@@ -8,9 +8,9 @@ import torch
 
 from runtime.errors import UsageError
 from runtime.spec import IMAGE_MEAN, IMAGE_STD
-from train.backbone import load_clip
 from train.demo.photographs import load_photographs
-from train.patch_filters import BAND_EDGES, TOKEN_DEVIATION, band_pass_filters
+from train.model.backbone import load_clip
+from train.model.patch_filters import BAND_EDGES, TOKEN_DEVIATION, band_pass_filters
 
 
 def test_patch_filters__each_passes_its_band_and_answers_evenly_to_photographs() -> None:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from runtime.errors import GateFailedError, UsageError
-from train.backbone import load_clip
 from train.config import TrainConfig
 from train.data.layout import find_samples
 from train.data.mosaics import MosaicSet
@@ -23,8 +22,9 @@ from train.loop.keeper import Keeper
 from train.loop.ranks import Ranks
 from train.loop.step_log import STEPS_NAME, StepLog
 from train.loop.trainer import Trainer
-from train.lora import lora_state
-from train.model import DgsNet
+from train.model.backbone import load_clip
+from train.model.detector import DgsNet
+from train.model.lora import lora_state
 from train.recipes import Batch, Stage, build_model
 from train.recipes.dgs import StudentUnderSurgery, TeacherHead
 

@@ -18,11 +18,11 @@ from runtime.errors import CheckpointError, DataError, GateFailedError, UsageErr
 from train.checkpoint import load_checkpoint, read_record
 from train.config import TrainConfig
 from train.data.layout import find_samples
+from train.evaluation.scores import score_samples
 from train.fit_options import FitOptions, RunSummary
 from train.loop import trainer
 from train.metrics import average_precision
 from train.run import fit_run
-from train.scores import score_samples
 
 QUIET = FitOptions(tensorboard=False)
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
-from train.backbone import load_clip
 from train.config import LoraConfig, SurgeryConfig, TrainConfig
-from train.dropout import Dropout
-from train.lora import add_lora, lora_state
-from train.model import DgsNet
+from train.model.backbone import load_clip
+from train.model.detector import DgsNet
+from train.model.dropout import Dropout
+from train.model.lora import add_lora, lora_state
 from train.recipes import Batch
 from train.recipes.dgs import StudentUnderSurgery
 from train.surgery import operate_on

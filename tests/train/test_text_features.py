@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from runtime.errors import SpecError
-from train.backbone import load_clip, tokenizer
-from train.text_features import CACHE_NAME, cached_text_features, encode_captions, features_key
+from train.model.backbone import load_clip, tokenizer
+from train.model.text_features import CACHE_NAME, cached_text_features, encode_captions, features_key
 
 TINY = "dgsnet-tiny-p32"
 CAPTIONS = ["a photo of a car", "a photo", "a red kite above a hill", "a photo of a car", "a photo"]

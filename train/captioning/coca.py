@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from runtime.errors import DataError, UsageError, kind_and_line
 from runtime.names import printable_name
-from train.backbone import RANDOM, UNREADABLE, import_open_clip
 from train.captioning.preprocessing import CaptionPreprocessing
+from train.model.backbone import RANDOM, UNREADABLE, import_open_clip
 
 logger = logging.getLogger("dgsnet")
 

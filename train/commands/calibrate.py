@@ -73,7 +73,7 @@ def calibrate(
     from train.device import require_device
     from train.evaluation.calibration import fit_decision, uncertain_band
     from train.evaluation.rates import measure_decision
-    from train.scores import readable_samples, score_samples
+    from train.evaluation.scores import readable_samples, score_samples
 
     require_device(device)
     checkpoint = load_checkpoint(run)

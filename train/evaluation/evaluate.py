@@ -20,8 +20,8 @@ from train.data.degrade import LONGEST_SIDES, Degradation
 from train.data.layout import Sample
 from train.device import require_device
 from train.evaluation.generators import GeneratorScore, generator_score
+from train.evaluation.scores import readable_samples, score_samples
 from train.metrics import require_both_classes
-from train.scores import readable_samples, score_samples
 
 
 @dataclass(frozen=True)

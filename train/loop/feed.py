@@ -16,9 +16,9 @@ from train.data.mosaics import MosaicSet
 from train.data.order import epoch_windows, positive_weight, shares_of_window
 from train.loop.ranks import Ranks
 from train.loop.teacher_features import TeacherFeatures
-from train.model import DgsNet
+from train.model.detector import DgsNet
+from train.model.text_features import TextFeatures
 from train.recipes import Batch, Stage
-from train.text_features import TextFeatures
 
 Window = NDArray[np.int64]
 

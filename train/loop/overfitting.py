@@ -9,7 +9,7 @@ from train.loop.feed import Feed
 from train.loop.optimiser import HALF, Optimiser
 from train.loop.ranks import Ranks
 from train.loop.stage_loop import memory_advice
-from train.model import DgsNet
+from train.model.detector import DgsNet
 from train.recipes import Stage
 
 

@@ -23,9 +23,9 @@ from train.loop.ranks import Ranks
 from train.loop.resume import Position, restore_random_state
 from train.loop.step_log import FLUSH_EVERY, StepLog, floats_from_rows
 from train.loop.text_warmup import warm_up
-from train.model import DgsNet
+from train.model.detector import DgsNet
+from train.model.text_features import TextFeatures
 from train.recipes import Batch, Stage
-from train.text_features import TextFeatures
 
 FAILED_BATCH_NAME = "failed-batch.json"
 

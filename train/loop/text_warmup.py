@@ -16,7 +16,7 @@ from train.config import TrainConfig
 from train.data.order import epoch_windows, positive_weight
 from train.loop.optimiser import Optimiser
 from train.loop.ranks import Ranks
-from train.text_features import TextFeatures
+from train.model.text_features import TextFeatures
 
 
 def warm_up(

@@ -20,9 +20,9 @@ from train.loop.stage_loop import StageLoop, memory_advice
 from train.loop.step_log import StepLog
 from train.loop.stopping import StopRequest, stop_requests
 from train.loop.validation import validation_logits
-from train.lora import lora_state
 from train.metrics import metric_of
-from train.model import DgsNet
+from train.model.detector import DgsNet
+from train.model.lora import lora_state
 from train.recipes import recipe_of
 
 logger = logging.getLogger("dgsnet")

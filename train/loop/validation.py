@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from train.config import TrainConfig
 from train.data.mosaics import MosaicSet
 from train.loop.ranks import Ranks
-from train.model import DgsNet
+from train.model.detector import DgsNet
 
 
 @torch.no_grad()

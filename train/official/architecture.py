@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from runtime.spec import MOSAIC_SIDE
-from train.backbone import check_tower, import_open_clip, open_clip_with
+from train.model.backbone import check_tower, import_open_clip, open_clip_with
 from train.official.names import FROZEN, block_count
 
 logger = logging.getLogger("dgsnet")

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from runtime.files import write_atomically
 from runtime.names import printable_name
-from train.backbone import BackboneInfo, weights_sha256
 from train.checkpoint import save_checkpoint
 from train.config import TrainConfig
-from train.lora import PROJECTIONS, load_lora_state
-from train.model import DgsNet
+from train.model.backbone import BackboneInfo, weights_sha256
+from train.model.detector import DgsNet
+from train.model.lora import PROJECTIONS, load_lora_state
 from train.official.architecture import (
     backbone_from_shapes,
     backbone_with_quickgelu,

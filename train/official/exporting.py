@@ -21,9 +21,9 @@ from torch import Tensor
 from runtime.errors import CheckpointError, UsageError
 from runtime.files import written_atomically
 from runtime.names import printable_name
-from train.backbone import base_state, load_clip
 from train.checkpoint import Checkpoint, load_checkpoint
-from train.lora import PROJECTIONS, lora_state
+from train.model.backbone import base_state, load_clip
+from train.model.lora import PROJECTIONS, lora_state
 from train.official.architecture import backbone_with_quickgelu, clip_shapes, clip_without_memory
 from train.official.names import FROZEN, HEADS, VISUAL, adapter_names, official_shapes, student_names
 from train.official.provenance import IMPORTED, TEXT_TOWER_NAME

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from runtime.errors import CheckpointError
 from runtime.names import printable_name
-from train.lora import PROJECTIONS
+from train.model.lora import PROJECTIONS
 
 STUDENT = "clip_model."
 FROZEN = "clip_model_frozen.clip_model_frozen."

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from runtime.errors import CheckpointError
-from train.lora import PROJECTIONS
+from train.model.lora import PROJECTIONS
 from train.official.merged import Projection
 from train.official.names import FROZEN, adapter_names, block_count, student_names
 

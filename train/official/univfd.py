@@ -14,10 +14,10 @@ from torch import Tensor
 
 from runtime.errors import CheckpointError, UsageError
 from runtime.names import printable_name
-from train.backbone import load_clip
 from train.checkpoint import save_checkpoint
 from train.config import TrainConfig
-from train.model import DgsNet
+from train.model.backbone import load_clip
+from train.model.detector import DgsNet
 from train.official.architecture import RELEASED_BACKBONE
 from train.official.provenance import IMPORTED, ImportSummary, describe
 from train.recipes import build_model

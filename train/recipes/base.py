@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from train.config import TrainConfig
-from train.model import DgsNet
+from train.model.detector import DgsNet
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from torch import nn
 
 from train.config import TrainConfig
-from train.lora import lora_parameters
-from train.model import DgsNet
+from train.model.detector import DgsNet
+from train.model.lora import lora_parameters
 from train.recipes.base import Batch, Outcome, Recipe, Stage
 from train.recipes.lora import PlainStudent
 from train.surgery import operate_on

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from train.config import TrainConfig
-from train.model import DgsNet
+from train.model.detector import DgsNet
 from train.recipes.base import Batch, Outcome, Recipe, Stage
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from train.config import TrainConfig
-from train.lora import add_lora
-from train.model import DgsNet
+from train.model.detector import DgsNet
+from train.model.lora import add_lora
 from train.recipes.base import Recipe
 from train.recipes.dgs import DGS
 from train.recipes.linear import LINEAR

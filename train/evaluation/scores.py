@@ -16,7 +16,7 @@ from train.config import DataConfig
 from train.data.audit import Audit, audit_samples
 from train.data.layout import Sample, find_samples
 from train.data.mosaics import MosaicSet
-from train.model import DgsNet
+from train.model.detector import DgsNet
 
 
 def readable_samples(

@@ -24,7 +24,7 @@ from runtime.errors import (
 )
 from runtime.names import printable_name
 from runtime.spec import MOSAIC_SIDE
-from train.patch_filters import band_pass_filters
+from train.model.patch_filters import band_pass_filters
 
 logger = logging.getLogger("dgsnet")
 
@@ -35,7 +35,7 @@ UNREADABLE = (
     AttributeError, KeyError, StopIteration, TypeError, ValueError,
 )  # fmt: skip
 # Initialisations instead of weights: open_clip's own, and the same with a patch embedding that passes
-# every band of frequencies (see train/patch_filters.py).
+# every band of frequencies (see train/model/patch_filters.py).
 RANDOM, RANDOM_BANDPASS = "random", "random-bandpass"
 
 
@@ -44,7 +44,7 @@ class BackboneInfo:
     """What identifies a backbone inside a checkpoint.
 
     Attributes:
-        name: open_clip's model name, or one of ``train/backbones``.
+        name: open_clip's model name, or one of ``train/model/backbones``.
         pretrained: hub tag, "file:<name>" for a local file, "random" or "random-bandpass" for none.
         quick_gelu: whether the activation is OpenAI's x * sigmoid(1.702 x).
         embed_dim: width D of the image embedding.

@@ -20,7 +20,7 @@ from runtime.console import Progress
 from runtime.errors import SpecError, one_line
 from runtime.files import write_atomically
 from runtime.names import printable_name
-from train.backbone import tokenizer
+from train.model.backbone import tokenizer
 
 logger = logging.getLogger("dgsnet")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from runtime.spec import IMAGE_MEAN, IMAGE_STD
-from train.lora import lora_disabled
+from train.model.lora import lora_disabled
 
 HEAD_PREFIX = "head_"
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from runtime.errors import CheckpointError, SpecError
 from train.config import LoraConfig
-from train.dropout import Dropout
+from train.model.dropout import Dropout
 
 PROJECTIONS = ("q", "k", "v")
 
