@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -20,6 +20,7 @@ from runtime.errors import MissingDependencyError, UsageError
 from runtime.pipeline.judging import Judge
 from runtime.pipeline.preparation import PreparationOptions, Prepared, prepare
 from runtime.pipeline.stages import Stages, stream_results
+from runtime.pipeline.submission import SharedBatches
 from runtime.selftest.opening import self_test_at_open
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class Detector:
             read_ahead=pictures + workers,
             batches=contexts + 1,
         )
+        self._shared = SharedBatches(self._stages, contexts)
 
     @classmethod
     def open(
@@ -222,6 +224,26 @@ class Detector:
             found = type(items).__name__
             raise UsageError(f"items: found one {found}, expected several; put a single picture in a list")
         return stream_results(items, self._stages, None if max_wait_ms is None else max_wait_ms / 1e3)
+
+    def submit(self, item: Source) -> Future[Detection]:
+        """Judges one item in a batch that all callers share; returns at once. For servers, from any thread.
+
+        While the engine runs, items gather, and its next run takes all of them up to ``batch_size``; an idle
+        engine starts with the first. Nothing bounds how many wait: that is the server's to limit.
+
+        Args:
+            item: anything that ``decode_image`` takes.
+
+        Returns:
+            A future of its detection, which carries the error of an item that fails.
+            ``asyncio.wrap_future`` makes it awaitable.
+
+        Raises:
+            UsageError: the detector is closed; a future that waits when it is closed raises it too.
+        """
+        if self._closed:
+            raise UsageError("the detector is closed; open the bundle again")
+        return self._shared.submit(item)
 
 
 def _is_one_picture(items: object) -> bool:
