@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-SETUP := $(VENV)/.installed
+INSTALLED := $(VENV)/.installed
+# Another interpreter, PY=python3, is taken as it is: a GPU machine may have no package index.
+SETUP := $(if $(filter $(VENV)/bin/python,$(PY)),$(INSTALLED))
 DEMO := build/demo
 DEMO_DATA := $(DEMO)/data/demo.json
 DEMO_RUN := $(DEMO)/run/checkpoint.json
@@ -14,9 +16,9 @@ export DGSNET_CACHE ?= $(CURDIR)/build/cache
 .PHONY: setup demo demo-clean test test-slow test-gpu check format bench clean
 .DELETE_ON_ERROR:
 
-setup: $(SETUP)
+setup: $(INSTALLED)
 
-$(SETUP): pyproject.toml
+$(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "found $$($(PYTHON) --version 2>&1), expected Python 3.11 or newer: make PYTHON=python3.12"; exit 3; }
 	@$(PYTHON) -m venv $(VENV) || \
@@ -65,7 +67,7 @@ test-slow: $(SETUP)
 	$(PY) -m pytest -m slow
 
 test-gpu: $(SETUP)
-	$(PY) -m pytest -m "gpu or tensorrt"
+	$(PY) -m pytest -m "gpu or tensorrt" $(TESTS)
 
 check: $(SETUP)
 	$(VENV)/bin/ruff check .

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,10 @@ from torch import Tensor
 from kernels import accuracy, surgery, surgery_affine
 from kernels.report import DTYPES
 
-BATCHES = (32, 128, 512, 2048, 8192, 65536)
-WIDTHS = (512, 768, 1024, 1280)
+# fp32 is what training calls. Each dtype meets the corners of the floors below and the bandwidth's.
+BATCHES = {"fp32": (32, 512, 8192, 65536), "fp16": (32, 8192, 131072), "bf16": (32, 8192, 131072)}
+WIDTHS = {"fp32": (512, 768, 1024, 1280), "fp16": (512, 768, 1280), "bf16": (512, 768, 1280)}
+WARM_UP = 3
 ALIGN, EPS = 0.2, 1e-6
 # Floors of the device time: B and D up to where they hold, and the bytes from where bandwidth is all.
 MIN_OVER_EAGER, MIN_OVER_COMPILE, MIN_OF_COPY, MAX_HOST_US = 3.0, 0.95, 0.8, 40.0
@@ -80,15 +82,27 @@ def rivals(form: str) -> dict[str, Run]:
     }
 
 
-def find_wrong_numbers(forms: tuple[str, ...], dtypes: tuple[str, ...], widths: tuple[int, ...]) -> list[str]:
-    """Runs the accuracy gate on the device; returns one line per failure."""
-    cases = accuracy.list_cases(
-        tuple(widths),
-        rows=(1, 33, 1000),
-        dtypes=tuple(DTYPES[name] for name in dtypes),
-        forms=tuple(form == "affine" for form in forms),
-    )
-    outcomes = accuracy.sweep(cases, device="cuda", backend="triton")
+def list_shapes(
+    forms: Sequence[str], dtypes: Sequence[str], batches: Sequence[int] = (), widths: Sequence[int] = ()
+) -> list[tuple[str, str, int, int]]:
+    """Returns form, dtype, B and D of what is to be timed; without ``batches`` or ``widths`` the defaults."""
+    return [
+        (form, dtype, batch, width)
+        for form in forms
+        for dtype in dtypes
+        for width in widths or WIDTHS[dtype]
+        for batch in batches or BATCHES[dtype]
+    ]
+
+
+def find_wrong_numbers(shapes: Sequence[tuple[str, str, int, int]]) -> list[str]:
+    """Runs the accuracy gate on the device for the kernels behind these shapes; one line per failure."""
+    outcomes = []
+    for form, dtype, width in dict.fromkeys((form, dtype, width) for form, dtype, _, width in shapes):
+        cases = accuracy.list_cases(
+            (width,), rows=(1, 33, 1000), dtypes=(DTYPES[dtype],), forms=(form == "affine",)
+        )
+        outcomes += accuracy.sweep(cases, device="cuda", backend="triton")
     return [f"{outcome.case}: {problem}" for outcome in outcomes for problem in outcome.problems]
 
 
@@ -104,19 +118,24 @@ def count_sets(call_bytes: int, cache_bytes: int, free_bytes: int) -> int:
         ValueError: the device's free memory does not hold them.
     """
     sets = max(4, math.ceil(2 * cache_bytes / call_bytes))
-    # Eager's temporaries come on top of inputs and kept results.
-    if sets * call_bytes * 2 > free_bytes:
+    # The results of all four are kept, and eager's temporaries come on top.
+    if sets * call_bytes * 4 > free_bytes:
         raise ValueError(
             f"device memory: found {free_bytes / 1e9:.1f} GB free, expected "
-            f"{2 * sets * call_bytes / 1e9:.1f} GB for buffers beyond the cache: use a smaller --batch"
+            f"{4 * sets * call_bytes / 1e9:.1f} GB for buffers beyond the cache: use a smaller --batch"
         )
     return sets
 
 
 def measure(form: str, dtype: str, batch: int, width: int, repeats: int) -> Speed:
-    """Times one shape."""
+    """Times one shape.
+
+    Raises:
+        ValueError: the device's free memory does not hold its buffers.
+    """
     call_bytes = moved_bytes(form, dtype, batch, width)
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    torch.cuda.empty_cache()
     sets = count_sets(call_bytes, properties.L2_cache_size, torch.cuda.mem_get_info()[0])
     case = accuracy.Case(form == "affine", batch, width, DTYPES[dtype])
     inputs = [accuracy.make_inputs(case, "cuda")]
@@ -124,47 +143,66 @@ def measure(form: str, dtype: str, batch: int, width: int, repeats: int) -> Spee
     while len(inputs) < sets:
         inputs.append([t.clone() for t in inputs[0][:per_set]] + inputs[0][per_set:])
     torch.compiler.reset()
-    device_us, host_us = {}, {}
-    for name, run in rivals(form).items():
-        device_us[name] = percentiles(_device_us(run, inputs, repeats))
-        host_us[name] = statistics.median(_host_us(run, inputs[0], repeats))
-    speed = Speed(form, dtype, batch, width, call_bytes, device_us, host_us)
-    return judge(speed)
+    runs = rivals(form)
+    replays = {name: _capture(run, inputs) for name, run in runs.items()}
+    device_us = take_turns(replays, repeats)
+    host_us = take_turns({name: _host_timer(run, inputs[0]) for name, run in runs.items()}, repeats)
+    return judge(
+        Speed(
+            form, dtype, batch, width, call_bytes,
+            {name: percentiles(times) for name, times in device_us.items()},
+            {name: statistics.median(times) for name, times in host_us.items()},
+        )
+    )  # fmt: skip
 
 
-def _device_us(run: Run, inputs: list[list[Tensor]], repeats: int) -> list[float]:
+def take_turns(timers: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Asks each timer once a lap, so that a clock that drifts drifts for all; the first laps do not count."""
+    times: dict[str, list[float]] = {name: [] for name in timers}
+    for lap in range(WARM_UP + repeats):
+        for name, timer in timers.items():
+            taken = timer()
+            if lap >= WARM_UP:
+                times[name].append(taken)
+    return times
+
+
+def _capture(run: Run, inputs: list[list[Tensor]]) -> Callable[[], float]:
+    """Returns a timer of the device: microseconds a call, from replaying a graph of one call per set."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(3):
+        for _ in range(WARM_UP):
             run(*inputs[0])
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         kept = [run(*arguments) for arguments in inputs]
-    times = []
-    for index in range(repeats + 3):
+
+    def replay() -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         graph.replay()
         end.record()
         end.synchronize()
-        if index >= 3:
-            times.append(start.elapsed_time(end) * 1000 / len(kept))
-    return times
+        return start.elapsed_time(end) * 1000 / len(kept)
+
+    return replay
 
 
-def _host_us(run: Run, arguments: list[Tensor], repeats: int, calls: int = 100) -> list[float]:
-    """Times the calling thread only: so few calls that the launch queue never fills."""
-    times = []
-    for _ in range(repeats):
+def _host_timer(run: Run, arguments: list[Tensor], calls: int = 20) -> Callable[[], float]:
+    """Returns a timer of the calling thread only: so few calls that the queue of launches never fills."""
+
+    def call() -> float:
         torch.cuda.synchronize()
         start = time.perf_counter()
         for _ in range(calls):
             run(*arguments)
-        times.append((time.perf_counter() - start) / calls * 1e6)
-    torch.cuda.synchronize()
-    return times
+        taken = (time.perf_counter() - start) / calls * 1e6
+        torch.cuda.synchronize()
+        return taken
+
+    return call
 
 
 def percentiles(values: list[float]) -> list[float]:

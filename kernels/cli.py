@@ -92,7 +92,7 @@ def _line(row: Any) -> str:
 @cli.command()
 @click.option("--form", "forms", multiple=True, type=click.Choice(FORMS), help="default: both")
 @click.option("--dtype", "dtypes", multiple=True, type=click.Choice(DTYPES), help="default: all, fp32 first")
-@click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="B (default: 32 to 65536)")
+@click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="B (default: 32 to 131072)")
 @click.option("--width", "widths", multiple=True, type=click.IntRange(1, 4096), help="D (default: 512-1280)")
 @click.option("--repeats", type=click.IntRange(5, 1000), default=50, show_default=True)
 @click.option("--check", is_flag=True, help="exit with 1 if a speed is below its floor")
@@ -114,9 +114,9 @@ def bench(
 ) -> int:
     """Time the kernels on this machine's GPU, after their numbers have passed.
 
-    Device time by CUDA graph replay over buffers that exceed the L2 cache, beside eager PyTorch,
-    torch.compile and a plain copy of the same run; host time per call is its own column. Exits with 3
-    without a GPU.
+    Device time by CUDA graph replay over buffers that exceed the L2 cache, in turns with eager PyTorch,
+    torch.compile and a plain copy; host time per call is its own column. The files are written anew after
+    each shape. Exits with 3 without a GPU.
     """
     import torch
 
@@ -126,33 +126,50 @@ def bench(
     if not torch.cuda.is_available():
         click.echo("error: no CUDA device found, expected one: speed is measured on a GPU only", err=True)
         return 3
-    forms, dtypes = forms or FORMS, dtypes or DTYPES
-    widths, batches = widths or timing.WIDTHS, batches or timing.BATCHES
-    failures = timing.find_wrong_numbers(forms, dtypes, widths)
+    shapes = timing.list_shapes(forms or FORMS, dtypes or DTYPES, batches, widths)
+    click.echo(f"numbers first, then the speed of {len(shapes)} shapes", err=True)
+    failures = timing.find_wrong_numbers(shapes)
     if failures:
         for failure in failures:
             click.echo(f"FAILED: {failure}", err=True)
         click.echo("error: wrong numbers, so no speed is shown", err=True)
         return 1
-    rows = []
+    machine = timing.describe_machine()
+    rows: list[timing.Speed] = []
+    skipped: list[str] = []
     if not as_json:
         click.echo(timing.HEADER)
-    for form in forms:
-        for dtype in dtypes:
-            for width in widths:
-                for batch in batches:
-                    rows.append(timing.measure(form, dtype, batch, width, repeats))
-                    if not as_json:
-                        click.echo(timing.line(rows[-1]))
-    document = json.dumps({"schema": 1, **timing.describe_machine(), "rows": [asdict(row) for row in rows]})
+    document = ""
+    for done, shape in enumerate(shapes, start=1):
+        try:
+            rows.append(timing.measure(*shape, repeats))
+        except ValueError as err:  # the next shape may fit the memory
+            skipped.append(" ".join(map(str, shape)) + f": {err}")
+            click.echo(f"SKIPPED: {skipped[-1]}", err=True)
+        else:
+            if not as_json:
+                click.echo(timing.line(rows[-1]))
+        document = json.dumps(
+            {
+                "schema": 1, **machine, "complete": done == len(shapes),
+                "rows": [asdict(row) for row in rows], "skipped": skipped,
+            }
+        )  # fmt: skip
+        # After each shape: a run that is cut off keeps what it measured.
+        if json_file is not None:
+            _write(json_file, document + "\n")
+        if plot is not None and rows:
+            _write(plot, draw_svg(timing.curves(rows), title=machine["gpu"]))
     if as_json:
         click.echo(document)
-    if json_file is not None:
-        json_file.write_text(document + "\n", encoding="utf-8")
-    if plot is not None:
-        picture = draw_svg(timing.curves(rows), title=timing.describe_machine()["gpu"])
-        plot.write_text(picture, encoding="utf-8")
-    return 1 if check and any(row.missed for row in rows) else 0
+    return 1 if check and (skipped or any(row.missed for row in rows)) else 0
+
+
+def _write(path: Path, text: str) -> None:
+    """Replaces a file as a whole, so that no reader ever finds half of one."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
 
 
 def main() -> NoReturn:

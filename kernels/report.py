@@ -161,13 +161,13 @@ def _vector_problems(row: Row) -> list[str]:
     size = DTYPES[variant.dtype].itemsize
     if variant.width * size % 16 or variant.width * size < MIN_VECTOR_ROW_BYTES:
         return []
-    block, rows, _ = triton_kernel.shape_tile(variant.width, stats=variant.stats)
+    block, rows, _ = triton_kernel.shape_tile(variant.width)
     accesses = block * rows * size // (row.warps * 32 * 16)
     # The affine loop reads grad at two places (ahead of it, and for the next round); weights come on top.
     tensors = 2 if variant.form == "affine" else 3
-    # Both residuals for the rows that a thread sees, and weights of which it holds less than 16 bytes. Were
-    # grad loaded element by element, there would be at least 8 more.
-    residuals = 2 * min(rows, 2 * accesses)
+    # Both residuals for the rows that a thread sees, likewise at two places, and weights of which it holds
+    # less than 16 bytes. Were grad loaded element by element, there would be at least 8 more.
+    residuals = 4 * min(rows, 2 * accesses)
     small_loads = residuals + 2 * (block < 4 * 32 * row.warps) if variant.form == "affine" else 0
     small_stores = 3 * accesses if variant.stats else 0
     problems = []

@@ -1,4 +1,4 @@
-"""The public operator: checks its arguments, registers with PyTorch, runs the back end that was asked for.
+"""The public operator: registers with PyTorch, runs the back end that was asked for.
 
 Two operators are registered, ``dgsnet::surgery`` (pure) and ``dgsnet::surgery_out`` (writes into its
 arguments), so that eager mode, tensor hooks, torch.compile and torch.export all see one opaque node.
@@ -6,17 +6,11 @@ arguments), so that eager mode, tensor hooks, torch.compile and torch.export all
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from kernels.gradient_surgery.arguments import check_memory, check_settings, check_targets, check_tensor
 from kernels.gradient_surgery.reference import surgery_affine_reference, surgery_reference
-
-ORDERS = ("released", "paper")
-HARMS = ("positive", "full")
-BACKENDS = ("auto", "triton", "torch")
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def surgery(
@@ -62,9 +56,9 @@ def surgery(
 
     Source: arXiv 2511.13108, prior alignment and orthogonal suppression.
     """
-    triton = _check_settings(grad, align, order, harm, eps, backend)
-    _check_tensor("g_text", g_text, grad, grad.shape)
-    _check_tensor("g_image", g_image, grad, grad.shape)
+    triton = check_settings(grad, align, order, harm, eps, backend)
+    check_tensor("g_text", g_text, grad, grad.shape)
+    check_tensor("g_image", g_image, grad, grad.shape)
     return _call(
         grad, g_text, g_image, None, None,
         align, eps, order == "paper", harm == "full", triton, out, stats,
@@ -112,65 +106,16 @@ def surgery_affine(
         ValueError: shapes, devices or settings that do not fit, or a back end that cannot run on this device.
         ImportError: triton is needed and not installed.
     """
-    triton = _check_settings(grad, align, order, harm, eps, backend)
+    triton = check_settings(grad, align, order, harm, eps, backend)
     rows, width = grad.shape
-    _check_tensor("w_text", w_text, grad, (width,))
-    _check_tensor("r_text", r_text, grad, (rows,))
-    _check_tensor("w_image", w_image, grad, (width,))
-    _check_tensor("r_image", r_image, grad, (rows,))
+    check_tensor("w_text", w_text, grad, (width,))
+    check_tensor("r_text", r_text, grad, (rows,))
+    check_tensor("w_image", w_image, grad, (width,))
+    check_tensor("r_image", r_image, grad, (rows,))
     return _call(
         grad, w_text, w_image, r_text, r_image,
         align, eps, order == "paper", harm == "full", triton, out, stats,
     )  # fmt: skip
-
-
-def _check_settings(grad: Tensor, align: float, order: str, harm: str, eps: float, backend: str) -> bool:
-    """Refuses what does not fit; returns whether the call is triton's."""
-    if order not in ORDERS:
-        raise ValueError(f"order: found {order!r}, expected one of {ORDERS}")
-    if harm not in HARMS:
-        raise ValueError(f"harm: found {harm!r}, expected one of {HARMS}")
-    if backend not in BACKENDS:
-        raise ValueError(f"backend: found {backend!r}, expected one of {BACKENDS}")
-    if not 0 <= eps < math.inf:
-        raise ValueError(f"eps: found {eps}, expected 0 or more, and finite")
-    if not -math.inf < align < math.inf:
-        raise ValueError(f"align: found {align}, expected a finite number")
-    if grad.ndim != 2 or grad.shape[1] == 0:
-        raise ValueError(f"grad: found shape {tuple(grad.shape)}, expected [batch, width], width 1 or more")
-    if grad.dtype not in DTYPES:
-        raise TypeError(f"grad: found {grad.dtype}, expected one of {DTYPES}")
-    if grad.requires_grad and torch.is_grad_enabled():
-        raise ValueError("grad: found a tensor that requires grad, expected a constant: call .detach() on it")
-    if backend == "triton":
-        if grad.dtype == torch.float64:
-            raise TypeError("grad: found float64, expected half or float32 for triton: use backend='torch'")
-        return True
-    return backend == "auto" and grad.is_cuda and grad.dtype != torch.float64
-
-
-def _check_tensor(name: str, tensor: Tensor, grad: Tensor, shape: tuple[int, ...]) -> None:
-    if tensor.shape != shape:
-        raise ValueError(f"{name}: found shape {tuple(tensor.shape)}, expected {tuple(shape)}")
-    if tensor.device != grad.device:
-        raise ValueError(f"{name}: found on {tensor.device}, expected grad's device {grad.device}")
-    if tensor.dtype != grad.dtype and tensor.dtype != torch.float32:
-        raise TypeError(f"{name}: found {tensor.dtype}, expected float32 or grad's {grad.dtype}")
-
-
-def _check_targets(grad: Tensor, out: Tensor | None, stats: Tensor | None) -> None:
-    if out is not None:
-        _check_tensor("out", out, grad, grad.shape)
-        if out.dtype != grad.dtype:
-            raise TypeError(f"out: found {out.dtype}, expected grad's {grad.dtype}")
-        if any(stride == 0 and size > 1 for size, stride in zip(out.shape, out.stride(), strict=True)):
-            raise ValueError("out: found an expanded tensor, expected one element per place in memory")
-    if stats is not None:
-        _check_tensor("stats", stats, grad, (grad.shape[0], 3))
-        if stats.dtype != torch.float32:
-            raise TypeError(f"stats: found {stats.dtype}, expected torch.float32")
-        if not stats.is_contiguous():
-            raise ValueError(f"stats: found strides {stats.stride()}, expected a contiguous tensor")
 
 
 def _call(
@@ -180,7 +125,7 @@ def _call(
 ) -> Tensor:  # fmt: skip
     if out is None and stats is None:
         return _surgery(grad, text, image, r_text, r_image, align, eps, paper, full, triton)
-    _check_targets(grad, out, stats)
+    check_targets(grad, out, stats)
     if out is None:
         out = torch.empty_like(grad, memory_format=torch.contiguous_format)
     _surgery_out(grad, text, image, r_text, r_image, align, eps, paper, full, triton, out, stats)
@@ -203,26 +148,12 @@ def _run_out(
     align: float, eps: float, paper: bool, full: bool, triton: bool,
     out: Tensor, stats: Tensor | None,
 ) -> None:  # fmt: skip
-    same = out.data_ptr() == grad.data_ptr() and out.stride() == grad.stride()
-    for source in (text, image, r_text, r_image, *(() if same else (grad,))):
-        if source is not None and _spans_meet(out, source):
-            raise ValueError("out: found memory of an input, expected grad itself or a tensor of its own")
+    check_memory(grad, (text, image, r_text, r_image), out, stats)
     if triton:
         _launch(grad, text, image, r_text, r_image, out, stats, align, eps, paper, full)
     else:
         out.copy_(_refer(grad, text, image, r_text, r_image, stats, align, eps, paper, full))
     torch.autograd.graph.increment_version((out,) if stats is None else (out, stats))
-
-
-def _spans_meet(one: Tensor, other: Tensor) -> bool:
-    """Says whether the stretches of memory from first to last element of two tensors meet."""
-    if not one.numel() or not other.numel():
-        return False
-    spans = []
-    for tensor in (one, other):
-        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        spans.append((tensor.data_ptr(), tensor.data_ptr() + last * tensor.element_size()))
-    return spans[0][0] <= spans[1][1] and spans[1][0] <= spans[0][1]
 
 
 def _launch(

@@ -22,9 +22,10 @@ def unit_harm(g_text: Tensor, *, full: bool, eps: float | Tensor) -> Tensor:
         eps: added to the norm, a number or ``[B, 1]``; 0 means the exact unit direction.
     """
     kept = g_text if full else g_text.clamp(min=0)
-    # The squares of a confident head's 1e-30 are 0 in float32.
-    norm = torch.linalg.vector_norm(kept, dim=1, keepdim=True, dtype=torch.float64)
-    length = (norm + eps).to(kept.dtype)
+    # Measured in units of its largest element: the squares of a confident head's 1e-30 are 0 in float32.
+    unit = kept.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(kept.dtype).tiny)
+    kept = kept / unit
+    length = torch.linalg.vector_norm(kept, dim=1, keepdim=True) + eps / unit
     return kept / torch.where(length == 0, 1, length)
 
 

@@ -26,9 +26,13 @@ if isinstance(tl.sum, triton.JITFunction) == INTERPRETED:
 VERSION = triton.__version__
 DISASSEMBLER = triton.knobs.nvidia.cuobjdump.path
 MAX_WIDTH = 4096
-MAX_ROWS = 2**31 - 2**17
-# With 8 elements a thread the weights, this gradient and the next one fit into 64 registers.
-TILE = 1024
+# Row numbers are 32-bit, and the loop looks one step of all programs past the last row.
+MAX_ROWS = 2**31 - 2**22
+# With 8 elements a thread the weights, this gradient and the next one fit into 64 registers, on which the
+# number of resident programs counts. A tile of 512 gives weights and gradient the same layout from D = 257
+# on; where they differ, each row pays a conversion.
+TILE = 512
+OPTIONS = {"enable_fp_fusion": True, "maxnreg": 64}
 WARPS_PER_MULTIPROCESSOR = 32
 TINY = tl.constexpr(2.0**-126)
 HUGE = tl.constexpr(2.0**126)
@@ -65,6 +69,12 @@ def _peak(values):
 @triton.jit
 def _norm(values):
     return tl.sqrt_rn(tl.sum(values * values, axis=1, keep_dims=True))
+
+
+@triton.jit
+def _add_pairs(up, down, other_up, other_down):
+    # Two sums in one reduction: threads meet once rather than twice.
+    return up + other_up, down + other_down
 
 
 @triton.jit
@@ -113,10 +123,18 @@ def surgery_affine_kernel(
     """g_text[b] = r_text[b] w_text and g_image[b] = r_image[b] w_image.
 
     A program keeps both weights and the two possible lengths of the harmful direction, then takes every
-    num_programs-th group of ROWS rows and asks for the next group before it works on this one.
+    num_programs-th group of ROWS rows and asks for the next group before it works on this one. It asks for
+    its first group before it measures the weights, so that a small batch waits for memory once.
     """
     col = tl.arange(0, BLOCK)[None, :]
     inside = col < WIDTH
+    first = tl.program_id(0) * ROWS
+    step = tl.num_programs(0) * ROWS
+    row = first + tl.arange(0, ROWS)[:, None]
+    at = _tile(grad_ptr, row, col, grad_row, grad_col, WIDTH, CONTIGUOUS)
+    ahead = tl.load(at, mask=(row < rows) & inside, other=0.0)
+    r_text_ahead = tl.load(r_text_ptr + row, mask=row < rows, other=0.0)
+    r_image_ahead = tl.load(r_image_ptr + row, mask=row < rows, other=0.0)
     w_text = tl.load(text_ptr + col, mask=inside, other=0.0).to(tl.float32)
     w_image = tl.load(image_ptr + col, mask=inside, other=0.0).to(tl.float32)
     shrink = 1.0 / _peak(w_text)
@@ -125,31 +143,29 @@ def surgery_affine_kernel(
         length_up = _norm(w_text)
         length_down = length_up
     else:
-        length_up = _norm(_relu(w_text))
-        length_down = _norm(_relu(-w_text))
+        up, down = _relu(w_text), _relu(-w_text)
+        up, down = tl.reduce((up * up, down * down), 1, _add_pairs, keep_dims=True)
+        length_up, length_down = tl.sqrt_rn(up), tl.sqrt_rn(down)
 
-    first = tl.program_id(0) * ROWS
-    step = tl.num_programs(0) * ROWS
-    row = first + tl.arange(0, ROWS)[:, None]
-    at = _tile(grad_ptr, row, col, grad_row, grad_col, WIDTH, CONTIGUOUS)
-    ahead = tl.load(at, mask=(row < rows) & inside, other=0.0)
     for start in range(first, rows, step):
         g = ahead.to(tl.float32)
         row = start + tl.arange(0, ROWS)[:, None]
         live = row < rows
-        r_text = tl.load(r_text_ptr + row, mask=live, other=0.0).to(tl.float32)
-        r_image = tl.load(r_image_ptr + row, mask=live, other=0.0).to(tl.float32)
+        r_text = r_text_ahead.to(tl.float32)
+        r_image = r_image_ahead.to(tl.float32)
+        more = row < rows - step
         at = _tile(grad_ptr, row + step, col, grad_row, grad_col, WIDTH, CONTIGUOUS)
-        ahead = tl.load(at, mask=(row < rows - step) & inside, other=0.0)
+        ahead = tl.load(at, mask=more & inside, other=0.0)
+        r_text_ahead = tl.load(r_text_ptr + row + step, mask=more, other=0.0)
+        r_image_ahead = tl.load(r_image_ptr + row + step, mask=more, other=0.0)
 
         sign = tl.where(r_text > 0.0, 1.0, tl.where(r_text < 0.0, -1.0, 0.0))
         # |r| is divided out of the direction, so that it may be as small as it likes.
         fade = tl.where(eps == 0.0, 0.0, eps * shrink / tl.abs(r_text))
         length = tl.where(r_text > 0.0, length_up, length_down) + fade
-        harm = sign * w_text
+        harm = w_text * (sign * _inverse(length))
         if not FULL:
             harm = _relu(harm)
-        harm = harm * _inverse(length)
         help_term = _help(r_image * w_image, align)
         poison = 0.0 * r_text + 0.0 * r_image
         result = _operate(g, harm, help_term, poison, row, live, stats_ptr, PAPER)
@@ -188,11 +204,11 @@ def surgery_kernel(
     tl.store(at, result.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def shape_tile(width: int, *, stats: bool) -> tuple[int, int, int]:
-    """Returns columns, rows and warps of a tile; the sums of ``stats`` take more registers, so more warps."""
+def shape_tile(width: int) -> tuple[int, int, int]:
+    """Returns columns, rows and warps of a tile."""
     block = triton.next_power_of_2(width)
     rows = max(1, TILE // block)
-    return block, rows, block * rows // (128 if stats else 256)
+    return block, rows, block * rows // 256
 
 
 def launch(
@@ -211,7 +227,7 @@ def launch(
             )  # fmt: skip
         return
     rows, width = grad.shape
-    block, group, warps = shape_tile(width, stats=stats is not None)
+    block, group, warps = shape_tile(width)
     groups = -(-rows // group)
     scalars = (rows, float(align), float(eps), *grad.stride(), *out.stride())
     contiguous = grad.is_contiguous() and out.is_contiguous()
@@ -219,13 +235,13 @@ def launch(
         contiguous = contiguous and text.is_contiguous() and image.is_contiguous()
         surgery_kernel[(groups,)](
             grad, text, image, out, stats, *scalars, *text.stride(), *image.stride(),
-            width, block, group, contiguous, paper, full, num_warps=warps, enable_fp_fusion=True,
+            width, block, group, contiguous, paper, full, num_warps=warps, **OPTIONS,
         )  # fmt: skip
         return
     programs = min(groups, _resident_programs(grad.device, warps))
     surgery_affine_kernel[(programs,)](
         grad, text.contiguous(), image.contiguous(), r_text.contiguous(), r_image.contiguous(), out, stats,
-        *scalars, width, block, group, contiguous, paper, full, num_warps=warps, enable_fp_fusion=True,
+        *scalars, width, block, group, contiguous, paper, full, num_warps=warps, **OPTIONS,
     )  # fmt: skip
 
 
@@ -272,7 +288,7 @@ def build(
     if INTERPRETED:
         raise ValueError("TRITON_INTERPRET: found set, expected it unset where kernels are compiled")
     kernel = surgery_affine_kernel if affine else surgery_kernel
-    block, rows, warps = shape_tile(width, stats=stats)
+    block, rows, warps = shape_tile(width)
     constants: dict[str, Any] = {
         "WIDTH": width, "BLOCK": block, "ROWS": rows, "CONTIGUOUS": True, "PAPER": paper, "FULL": full,
     }  # fmt: skip
@@ -293,5 +309,5 @@ def build(
     return triton.compile(
         ASTSource(kernel, signature=signature, constexprs=constants, attrs=hints),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": warps, "enable_fp_fusion": True},
+        options={"num_warps": warps, **OPTIONS},
     )

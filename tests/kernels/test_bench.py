@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import sys
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,8 +77,37 @@ def test_judge__applies_speed_floors_only_where_they_hold() -> None:
 def test_count_sets__exceeds_the_cache_and_fits_the_memory() -> None:
     assert bench.count_sets(1_000_000, 50_000_000, 10**10) == 100
     assert bench.count_sets(10**9, 50_000_000, 10**11) == 4
-    with pytest.raises(ValueError, match=r"device memory: found 1\.0 GB free, expected 8\.0 GB"):
+    with pytest.raises(ValueError, match=r"device memory: found 1\.0 GB free, expected 16\.0 GB"):
         bench.count_sets(10**9, 50_000_000, 10**9)
+
+
+def test_list_shapes__meets_every_floor_in_every_dtype() -> None:
+    shapes = bench.list_shapes(report.FORMS, tuple(report.DTYPES))
+    assert shapes[0][:2] == ("affine", "fp32")  # the headline comes first
+    for form in report.FORMS:
+        for dtype in report.DTYPES:
+            mine = [shape[2:] for shape in shapes if shape[:2] == (form, dtype)]
+            corners = itertools.product(bench.FLOOR_BATCHES, (*bench.FLOOR_WIDTHS, 768))
+            assert set(mine) >= set(corners), (form, dtype)
+            large = {d for b, d in mine if bench.moved_bytes("affine", dtype, b, d) >= bench.BANDWIDTH_BYTES}
+            assert large == {d for _, d in mine}
+    assert bench.list_shapes(["general"], ["fp16"], [7], [64]) == [("general", "fp16", 7, 64)]
+
+
+def test_take_turns__asks_in_turn_and_forgets_the_warm_up() -> None:
+    asked = []
+
+    def timer(name: str) -> Callable[[], float]:
+        def ask() -> float:
+            asked.append(name)
+            return float(len(asked))
+
+        return ask
+
+    times = bench.take_turns({"ours": timer("ours"), "copy": timer("copy")}, 2)
+    assert asked == ["ours", "copy"] * (bench.WARM_UP + 2)
+    first = 2 * bench.WARM_UP + 1
+    assert times == {"ours": [first, first + 2], "copy": [first + 1, first + 3]}
 
 
 def test_percentiles__of_known_numbers() -> None:
@@ -122,6 +155,57 @@ def test_bench__shows_no_speed_when_the_numbers_are_wrong(
     written = capsys.readouterr()
     assert written.out == ""
     assert "FAILED: affine 1x768" in written.err
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything of the command but the device."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(bench, "find_wrong_numbers", lambda _shapes: [])
+    monkeypatch.setattr(bench, "describe_machine", lambda: {"gpu": "none"})
+
+
+ONE_WIDTH = ("bench", "--form", "affine", "--dtype", "fp32", "--width", "768")
+
+
+def test_bench__keeps_what_it_measured_when_it_is_cut_off(
+    pretended_gpu: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def measure(_form: str, _dtype: str, batch: int, _width: int, _repeats: int) -> bench.Speed:
+        if batch > 512:
+            raise KeyboardInterrupt
+        return speed(batch=batch)
+
+    monkeypatch.setattr(bench, "measure", measure)
+    written = tmp_path / "bench.json"
+    plot = tmp_path / "bench.svg"
+    assert run_cli(monkeypatch, *ONE_WIDTH, "--json-file", str(written), "--plot", str(plot)) == 130
+    kept = json.loads(written.read_text())
+    assert [row["batch"] for row in kept["rows"]] == [32, 512]
+    assert kept["complete"] is False
+    assert {path.name for path in tmp_path.iterdir()} == {"bench.json", "bench.svg"}
+    monkeypatch.setattr(bench, "measure", lambda *shape: speed(batch=shape[2]))
+    assert run_cli(monkeypatch, *ONE_WIDTH, "--json-file", str(written)) == 0
+    kept = json.loads(written.read_text())
+    assert (kept["complete"], len(kept["rows"])) == (True, len(bench.BATCHES["fp32"]))
+
+
+def test_bench__goes_on_after_a_shape_that_does_not_fit(
+    pretended_gpu: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(_form: str, _dtype: str, batch: int, _width: int, _repeats: int) -> bench.Speed:
+        if batch == 512:
+            raise ValueError("device memory: found 1.0 GB free")
+        return speed(batch=batch)
+
+    monkeypatch.setattr(bench, "measure", measure)
+    assert run_cli(monkeypatch, *ONE_WIDTH, "--json") == 0
+    written = capsys.readouterr()
+    document = json.loads(written.out)
+    assert document["skipped"] == ["affine fp32 512 768: device memory: found 1.0 GB free"]
+    assert "SKIPPED: affine fp32 512 768" in written.err
+    assert [row["batch"] for row in document["rows"]] == [32, 8192, 65536]
+    assert run_cli(monkeypatch, *ONE_WIDTH, "--check") == 1  # what was not measured was not shown to hold
 
 
 def test_cli__names_the_forms_and_dtypes_that_the_report_knows() -> None:

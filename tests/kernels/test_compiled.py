@@ -19,7 +19,15 @@ WIDTHS = {512, 768, 1000, 1024, 1280, 4096, 513}
 OFFSETS = """
 import json, torch
 from kernels.gradient_surgery.triton_kernel import build
-print(json.dumps([build(90, 768, torch.float32, affine=a).asm["ttir"] for a in (True, False)]))
+print(json.dumps([build(90, 768, torch.float32, affine=a, stats=True).asm["ttir"] for a in (True, False)]))
+"""
+STEP = """
+import json, types, torch
+from kernels.gradient_surgery import triton_kernel
+torch.cuda.get_device_properties = lambda device: types.SimpleNamespace(multi_processor_count=256)
+_, rows, warps = triton_kernel.shape_tile(1)
+programs = triton_kernel._resident_programs(torch.device("cuda"), warps)
+print(json.dumps([triton_kernel.MAX_ROWS, rows, programs]))
 """
 # Triton's own launch path up to the driver: what it would build for which arguments.
 BUILDS = """
@@ -121,6 +129,14 @@ def test_kernels__fit_in_half_precision(tmp_path: Path) -> None:
     assert_within_limits(rows)
 
 
+def test_kernels__read_16_bytes_at_once_with_statistics_too(tmp_path: Path) -> None:
+    (row,) = report(
+        tmp_path, "--dtype", "fp16", "--target", "90", "--width", "768", "--form", "general", "--stats"
+    )
+    assert row["problems"] == []
+    assert (row["mix"]["load_128"], row["mix"]["load_less"]) == (3, 0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_kernels__fit_every_target_in_half_precision(tmp_path: Path, dtype: str) -> None:
@@ -188,11 +204,18 @@ def test_kernels__compute_row_offsets_in_64_bits(tmp_path: Path) -> None:
     for code in last_json(["-c", OFFSETS], tmp_path):
         code = "\n".join(line.split(" loc(")[0] for line in code.splitlines())
         offsets = re.findall(r"tt\.addptr %(\w+)_ptr, %\w+ : .*, (\S+)$", code, re.MULTILINE)
-        of_grad = [(name, kind) for name, kind in offsets if name in ("grad", "out")]
-        assert {name for name, _ in of_grad} == {"grad", "out"}
-        assert {kind for _, kind in of_grad} == {"i64"}, of_grad
+        of_rows = [(name, kind) for name, kind in offsets if name in ("grad", "out", "stats")]
+        assert {name for name, _ in of_rows} == {"grad", "out", "stats"}
+        assert {kind for _, kind in of_rows} == {"i64"}, of_rows
         assert set(re.findall(r"arith\.muli .* : (\S+)$", code, re.MULTILINE)) == {"i64"}
         assert "trunci" not in code
+
+
+def test_kernels__row_numbers_fit_32_bits_one_step_past_the_last(tmp_path: Path) -> None:
+    """The loop counts rows in 32 bits; on a device of twice an H100's size, at the width of most rows."""
+    most, rows, programs = last_json(["-c", STEP], tmp_path)
+    assert most > 2_000_000_000
+    assert most + rows * programs + rows < 2**31
 
 
 def test_kernels__are_not_built_again_for_other_numbers(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,9 @@ def test_hook__and_compile_on_cuda() -> None:
     (feature * grad).sum().backward()
     torch.testing.assert_close(feature.grad, want)
     compiled = torch.compile(lambda g: surgery_affine(g, *constants, align=0.1) + 1, fullgraph=True)
-    torch.testing.assert_close(compiled(grad), want + 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # inductor's advice on TF32
+        torch.testing.assert_close(compiled(grad), want + 1)
     torch.library.opcheck(
         torch.ops.dgsnet.surgery.default,
         (grad, constants[0], constants[2], constants[1], constants[3], 0.1, 1e-6, False, False, True),

@@ -129,8 +129,33 @@ def test_out__refuses_memory_that_it_would_overwrite_too_early() -> None:
     g_text = torch.randn(4, 8)
     with pytest.raises(ValueError, match="out: found memory of an input"):
         surgery(room[:4], g_text, g_text, align=0.2, out=g_text)
-    with pytest.raises(ValueError, match="out: found an expanded tensor"):
-        surgery_affine(room[:4], *constants, align=0.2, out=torch.empty(1, 8).expand(4, 8))
+
+
+@pytest.mark.parametrize("strides", [(0, 1), (1, 0), (1, 1), (7, 1), (1, 3)], ids=str)
+def test_out__refuses_two_elements_in_one_place(strides: tuple[int, int]) -> None:
+    grad, *constants = draw()
+    with pytest.raises(ValueError, match=r"out: found strides .* expected one element per place in memory"):
+        surgery_affine(grad, *constants, align=0.2, out=torch.empty(64).as_strided((4, 8), strides))
+
+
+@pytest.mark.parametrize("name", ["grad", "w_text", "r_image", "out"])
+def test_stats__need_memory_of_their_own(name: str) -> None:
+    tensors = dict(zip(("grad", "w_text", "r_text", "w_image", "r_image"), draw(8, 32), strict=True))
+    tensors["out"] = torch.empty(8, 32)
+    room = torch.zeros(tensors[name].numel() + 24)
+    tensors[name] = room[: tensors[name].numel()].view(tensors[name].shape)
+    stats = room[tensors[name].numel() - 1 :][:24].view(8, 3)
+    with pytest.raises(ValueError, match="stats: found memory of another argument"):
+        surgery_affine(**tensors, align=0.2, stats=stats)
+
+
+@pytest.mark.parametrize("name", ["out", "stats"])
+def test_out_and_stats__are_no_part_of_a_graph(name: str) -> None:
+    """Written into without a trace on a GPU, they would hand on the gradient of what they held before."""
+    grad, *constants = draw()
+    leaf = torch.ones(4, 8 if name == "out" else 3, requires_grad=True)
+    with pytest.raises(ValueError, match=rf"{name}: found a tensor that requires grad.*detach"):
+        surgery_affine(grad, *constants, align=0.2, **{name: leaf * 1})
 
 
 @pytest.mark.parametrize("order", ["released", "paper"])
@@ -162,6 +187,13 @@ def test_stats__by_hand(order: str) -> None:
         ({"out": torch.zeros(4, 8).half()}, TypeError, "out: found torch.float16"),
         ({"stats": torch.zeros(4, 2)}, ValueError, "stats: found shape"),
         ({"stats": torch.zeros(3, 4).t()}, ValueError, "stats: found strides"),
+        ({"grad": None}, TypeError, "grad: found NoneType, expected a tensor"),
+        ({"r_text": [0.0] * 4}, TypeError, "r_text: found list, expected a tensor"),
+        ({"out": [0.0]}, TypeError, "out: found list, expected a tensor"),
+        ({"grad": torch.zeros(4, 8).to_sparse()}, TypeError, "grad: found torch.sparse_coo, expected"),
+        ({"w_text": torch.zeros(8).to_sparse()}, TypeError, "w_text: found torch.sparse_coo, expected"),
+        ({"align": "0.2"}, TypeError, "align: found '0.2', expected a number"),
+        ({"eps": None}, TypeError, "eps: found None, expected a number"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -169,8 +201,9 @@ def test_surgery_affine__names_what_it_refuses(
     change: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     names = ("grad", "w_text", "r_text", "w_image", "r_image")
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as refused:
         surgery_affine(**{**dict(zip(names, draw(), strict=True)), "align": 0.2, **change})
+    assert "\n" not in str(refused.value)
 
 
 def test_backend__says_when_triton_is_not_installed() -> None:

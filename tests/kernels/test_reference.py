@@ -189,6 +189,22 @@ def test_surgery__keeps_the_exact_direction_of_a_confident_head(residual: float)
         assert relative_error(general, want) < 1e-6
 
 
+@pytest.mark.parametrize("harm", ["positive", "full"])
+@pytest.mark.parametrize(
+    ("dtype", "exponent"),
+    [(torch.float32, -145), (torch.float32, 100), (torch.float64, -1070), (torch.float64, 700)],
+    ids=str,
+)
+def test_surgery__direction_has_no_size(dtype: torch.dtype, exponent: int, harm: str) -> None:
+    """With eps = 0 a gradient of whatever size, subnormal or vast, gives the same unit direction."""
+    torch.manual_seed(0)
+    grad = torch.randn(5, 40, dtype=dtype)
+    g_text = torch.randint(-7, 8, (5, 40)).to(dtype)  # few digits, so that scaling loses none
+    options = {"align": 0.0, "eps": 0.0, "harm": harm}
+    got = surgery(grad, g_text * 2.0**exponent, torch.zeros_like(grad), **options)
+    assert relative_error(got, surgery(grad, g_text, torch.zeros_like(grad), **options)) < LIMITS[dtype]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
 @pytest.mark.parametrize("order", ["released", "paper"])
 @pytest.mark.parametrize("which", [0, 2, 4])
