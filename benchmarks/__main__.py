@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from benchmarks.decode import decode
+from benchmarks.decode_together import decode_together
 from benchmarks.export.command import export
 from benchmarks.onnxruntime_cpu.command import onnxruntime_cpu
 from benchmarks.parity.command import parity
@@ -13,7 +14,7 @@ from benchmarks.startup.command import startup
 from benchmarks.training.command import training
 from runtime.console import run_cli
 
-_ALL = (patches, decode, startup, training, onnxruntime_cpu, export, parity)
+_ALL = (patches, decode, decode_together, startup, training, onnxruntime_cpu, export, parity)
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})

@@ -122,13 +122,7 @@ def _measured(files: dict[str, Path], file: str, way: str) -> dict[str, Any]:
 
 
 def _write_pictures(folder: Path, side: int) -> dict[str, Path]:
-    image = Image.fromarray(_tile())
-    large = Image.new("RGB", (side, side))
-    for top in range(0, side, image.height):
-        for left in range(0, side, image.width):
-            # Darkened, so that no two tiles are alike.
-            brightness = 255 - (3 * top + left) * 90 // (4 * side)
-            large.paste(image.point([value * brightness // 255 for value in range(256)] * 3), (left, top))
+    large = tiled_picture(side, side)
     exif = Image.Exif()
     exif[_ORIENTATION_TAG] = 6
     options: dict[str, dict[str, Any]] = {
@@ -139,8 +133,19 @@ def _write_pictures(folder: Path, side: int) -> dict[str, Path]:
     files = {name: folder / f"{name}.jpg" for name in (*options, "small")}
     for name, values in options.items():
         large.save(files[name], quality=JPEG_QUALITY, **values)
-    image.save(files["small"])
+    Image.fromarray(_tile()).save(files["small"])
     return files
+
+
+def tiled_picture(width: int, height: int) -> Image.Image:
+    """Returns a picture of noise of all strengths, darker and darker, so that no two parts are alike."""
+    tile = Image.fromarray(_tile())
+    picture = Image.new("RGB", (width, height))
+    for top in range(0, height, tile.height):
+        for left in range(0, width, tile.width):
+            brightness = 255 - (3 * top + left) * 90 // (4 * max(width, height))
+            picture.paste(tile.point([value * brightness // 255 for value in range(256)] * 3), (left, top))
+    return picture
 
 
 def _tile() -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from runtime.detection import Detection
 from runtime.detector import Detector
 from runtime.errors import DataError
-from runtime.machine import cuda_device, installed_version
+from runtime.machine import cuda_device, installed_version, usable_cpus
 
 SCHEMA_VERSION = 1
 _PERCENTILES = (50, 90, 99)
@@ -177,7 +176,7 @@ def _environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "system": platform.system(),
-        "cpus": os.cpu_count(),
+        "cpus": usable_cpus(),
         "gpu": device.name if device is not None else None,
         "numpy": np.__version__,
         "pillow": installed_version("pillow"),

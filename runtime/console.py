@@ -20,6 +20,8 @@ from runtime.names import printable_name
 
 logger = logging.getLogger("dgsnet")
 
+_BAR_COLUMNS = 100
+
 
 def run_cli(command: click.Command, program: str) -> NoReturn:
     """Runs a click command and exits with the code that the outcome means.
@@ -109,9 +111,13 @@ class Progress:
     """A bar on a terminal, a plain line now and then elsewhere, silent under ``-q``.
 
     Use as a context manager; call ``advance`` as work gets done.
+
+    Attributes:
+        total: units of work, None as long as nobody knows; it may be set later.
+        done: how many of them are done.
     """
 
-    def __init__(self, title: str, total: int, *, start: int = 0, every_seconds: float = 10.0) -> None:
+    def __init__(self, title: str, total: int | None, *, start: int = 0, every_seconds: float = 10.0) -> None:
         self.title = title
         self.total = total
         self.done = self._start = start  # work of an earlier process takes no part in the forecast
@@ -138,17 +144,33 @@ class Progress:
             self._said = now
             self._draw(note, final=False)
 
+    def skip(self, count: int = 1) -> None:
+        """Counts ``count`` units as done by an earlier process: the forecast leaves them out."""
+        self.done += count
+        self._start += count
+
+    def clear(self) -> None:
+        """Empties the bar's line on a terminal, for a message that is about to be printed."""
+        if self._terminal and not self._quiet:
+            click.echo(f"\r{'':<{_BAR_COLUMNS}}\r", err=True, nl=False)
+
     def _draw(self, note: str, *, final: bool) -> None:
         if self._quiet:
             return
         elapsed = time.monotonic() - self._started
-        if self.done > self._start and not final:
-            left = elapsed / (self.done - self._start) * (self.total - self.done)
-            note = f"{note} {left:.0f} s left".strip()
+        fresh, total = self.done - self._start, self.total
+        if fresh > 0 and not final:
+            forecast = (
+                f"{fresh / max(elapsed, 1e-3):.1f} a second"
+                if total is None
+                else f"{elapsed / fresh * max(total - self.done, 0):.0f} s left"
+            )
+            note = f"{note} {forecast}".strip()
+        count = f"{self.done}" if total is None else f"{self.done}/{total}"
         if self._terminal:
-            filled = int(24 * self.done / max(self.total, 1))
-            bar = "#" * filled + "." * (24 - filled)
-            line = f"\r{self.title} [{bar}] {self.done}/{self.total} {note}"
-            click.echo(f"{line:<100}", err=True, nl=final)
+            filled = 0 if total is None else min(24, int(24 * self.done / max(total, 1)))
+            bar = "" if total is None else f"[{'#' * filled}{'.' * (24 - filled)}] "
+            line = f"\r{self.title} {bar}{count} {note}"
+            click.echo(f"{line:<{_BAR_COLUMNS}}", err=True, nl=final)
         elif self.done or final:
-            click.echo(f"{self.title}: {self.done}/{self.total} {note}".rstrip(), err=True)
+            click.echo(f"{self.title}: {count} {note}".rstrip(), err=True)

@@ -15,8 +15,10 @@ from runtime.backends.opening import BackendOptions, open_backend
 from runtime.backends.selection import BackendReport, select_engine
 from runtime.bundle.opening import Bundle, open_bundle
 from runtime.decode import MAX_PIXELS, MAX_SIDE, DecodeLimits
+from runtime.decode.budget import PixelBudget
 from runtime.detection import Detection
 from runtime.errors import MissingDependencyError, UsageError
+from runtime.machine import usable_cpus
 from runtime.pipeline.judging import Judge
 from runtime.pipeline.preparation import PreparationOptions, Prepared, prepare
 from runtime.pipeline.stages import Stages, stream_results
@@ -37,7 +39,8 @@ class Detector:
     """An opened bundle that judges pictures. Make it with ``Detector.open``; use it as a context manager.
 
     Any number of threads may call ``predict`` and ``stream`` at once; they share the engine and the threads
-    that decode. One generator that ``stream`` returned belongs to one thread at a time.
+    that decode. One generator that ``stream`` returned belongs to one thread at a time. A process that was
+    forked from the one that opened it gets a UsageError: open the bundle after the fork.
 
     Attributes:
         bundle: the opened bundle.
@@ -60,7 +63,7 @@ class Detector:
         self.backend = backend
         self.backend_report = report
         self.batch_size = batch_size
-        workers = min(_MAX_WORKERS, os.cpu_count() or 1)
+        workers = min(_MAX_WORKERS, usable_cpus())
         judge = Judge(backend, report.engine, bundle.manifest.decision, batch_size)
         pictures = max(1, batch_size // preparation.views)
         self._preparation = preparation
@@ -142,7 +145,9 @@ class Detector:
             rtx_kernels=rtx_kernels,
         )
         limits = DecodeLimits(max_pixels, max_side, allow_truncated)
-        preparation = PreparationOptions(views=views, limits=limits)
+        # One picture of the largest size allowed, or several smaller ones, however many threads decode.
+        budget = PixelBudget(max(max_pixels, MAX_PIXELS))
+        preparation = PreparationOptions(views=views, limits=limits, budget=budget)
         with ExitStack() as stack:
             opened = stack.enter_context(open_bundle(bundle, verify=verify, cache_dir=cache_dir))
             try:
@@ -180,15 +185,25 @@ class Detector:
         self.close()
 
     def close(self) -> None:
-        """Waits for what runs, stops the threads and frees the engine; harmless when called twice."""
+        """Waits for what runs, stops the threads and frees the engine; harmless when called twice.
+
+        In a child that was forked it does nothing: neither threads nor engine are there to be stopped.
+        """
         self._closed = True
+        if not self._stages.owner.is_this_process:
+            return
         self._stages.prepare_pool.shutdown(wait=True, cancel_futures=True)
         self._stages.judge_pool.shutdown(wait=True, cancel_futures=True)
         self.backend.close()
         self.bundle.close()
 
     def prepare(self, item: Source) -> Prepared | Detection:
-        """Returns an item's mosaics in this thread, or the detection that says why there are none."""
+        """Returns an item's mosaics in this thread, or the detection that says why there are none.
+
+        Raises:
+            UsageError: this process was forked from the one that opened the detector.
+        """
+        self._stages.owner.check("the detector")
         return prepare(item, self._preparation)
 
     def predict(self, items: Iterable[Source]) -> list[Detection]:
@@ -198,7 +213,7 @@ class Detector:
             items: anything that ``decode_image`` takes.
 
         Raises:
-            UsageError: the detector is closed, or ``items`` is one picture.
+            UsageError: the detector is closed or of another process, or ``items`` is one picture.
         """
         return list(self.stream(items, max_wait_ms=None))
 
@@ -216,10 +231,9 @@ class Detector:
                 batch is full, so that equal items always meet in equal batches.
 
         Raises:
-            UsageError: the detector is closed, or ``items`` is one picture.
+            UsageError: the detector is closed or of another process, or ``items`` is one picture.
         """
-        if self._closed:
-            raise UsageError("the detector is closed; open the bundle again")
+        self._check_open()
         if _is_one_picture(items):
             found = type(items).__name__
             raise UsageError(f"items: found one {found}, expected several; put a single picture in a list")
@@ -239,11 +253,16 @@ class Detector:
             ``asyncio.wrap_future`` makes it awaitable.
 
         Raises:
-            UsageError: the detector is closed; a future that waits when it is closed raises it too.
+            UsageError: the detector is closed or of another process; a future that waits when it is closed
+                raises it too.
         """
+        self._check_open()
+        return self._shared.submit(item)
+
+    def _check_open(self) -> None:
+        self._stages.owner.check("the detector")
         if self._closed:
             raise UsageError("the detector is closed; open the bundle again")
-        return self._shared.submit(item)
 
 
 def _is_one_picture(items: object) -> bool:

@@ -1,4 +1,4 @@
-"""What this machine has: a CUDA device, asked of the driver itself, and installed packages.
+"""What this machine has: a CUDA device, asked of the driver itself, CPUs and installed packages.
 
 Standard library only.
 """
@@ -6,6 +6,7 @@ Standard library only.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
@@ -47,6 +48,13 @@ def cuda_device() -> CudaDevice | None:
     if any(calls):
         return None
     return CudaDevice(name.value.decode("utf-8", "replace"), f"sm_{major.value}{minor.value}")
+
+
+def usable_cpus() -> int:
+    """Returns how many CPUs this process may run on: affinity counts, a quota of CPU time does not."""
+    if sys.version_info >= (3, 13):
+        return os.process_cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def installed_version(*distributions: str) -> str | None:

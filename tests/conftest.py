@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+# Test files import onnxruntime without the runtime, which would switch its telemetry off.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 TINY_SETTINGS = (
     "data.batch=8",
     "schedule.stage1_epochs=1",

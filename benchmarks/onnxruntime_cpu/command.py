@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +11,7 @@ import click
 
 from benchmarks.output import output_options, write_output
 from runtime.errors import GateFailedError, UsageError
+from runtime.machine import usable_cpus
 
 _ROUNDS = 5
 # Laps of each process by backbone and batch.
@@ -58,7 +58,7 @@ def onnxruntime_cpu(
     from benchmarks.onnxruntime_cpu.contestants import SHIPPED, contestants
     from benchmarks.onnxruntime_cpu.report import draw, missed_goals, show
 
-    count = threads or os.cpu_count() or 1
+    count = threads or usable_cpus()
     rows = []
     for name in names or _BACKBONES:
         everyone = contestants(is_all=is_all or name == _BACKBONES[0] or bool(chosen), compiles=compiles)

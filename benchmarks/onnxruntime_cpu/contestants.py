@@ -23,7 +23,7 @@ from benchmarks.onnxruntime_cpu.graphs import (
     with_standard_attention,
     with_transformers_optimizer,
 )
-from runtime.backends.onnx_session import OnnxSession
+from runtime.backends.onnx_session import OnnxSession, import_onnxruntime
 from runtime.spec import EMBEDDING_NAME, INPUT_NAME, LOGIT_NAME
 
 Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -70,8 +70,7 @@ def _session(
     path: Callable[[Graphs], Path] = lambda graphs: graphs.contract,
     setting: Setting | None = None,
 ) -> Run:
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     setting = setting or Setting()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

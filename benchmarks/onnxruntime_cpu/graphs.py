@@ -107,6 +107,9 @@ def with_transformers_optimizer(graphs: Graphs) -> Path:
     path = graphs.contract.with_name("model.transformers.onnx")
     if path.exists():
         return path
+    from runtime.backends.onnx_session import import_onnxruntime
+
+    import_onnxruntime()
     from onnxruntime.transformers import optimizer
 
     made: Any = optimizer.optimize_model(

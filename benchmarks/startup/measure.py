@@ -78,7 +78,8 @@ def predictions(bundle: Path, repeats: int) -> dict[str, Any]:
         time.sleep(SETTLE_NS / 1e9)
         run_python(command, kept)
         contestants = {
-            BARE: lambda: run_python(["-c", _BARE, str(inline)]),
+            # As the runtime opens it: telemetry would slow the bare script down.
+            BARE: lambda: run_python(["-c", _BARE, str(inline)], {"ORT_DISABLE_TELEMETRY": "1"}),
             VERIFIED: lambda: run_python(command, kept),
             _PREPACKED: lambda: run_python([*command, "--prepack"], kept),
             FIRST: first,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from export.doctor.child import answer_with
-from runtime.errors import one_line
+from runtime.errors import MissingDependencyError, one_line
 
 # One Neg of one float32, opset 18: the smallest model that shows whether a provider really opens and runs.
 _TINY_MODEL = (
@@ -139,10 +139,13 @@ def _tensorrt(backend: str) -> dict[str, Any]:
 
 
 def _onnxruntime() -> dict[str, Any]:
+    from runtime.backends.onnx_session import import_onnxruntime
+
     try:
-        import onnxruntime
-    except (ImportError, OSError) as err:
-        return {"usable": False, "reason": one_line(err), "version": None, "providers": [], "opens": {}}
+        onnxruntime = import_onnxruntime()
+    except (MissingDependencyError, OSError) as err:
+        reason = one_line(err.__cause__ or err)
+        return {"usable": False, "reason": reason, "version": None, "providers": [], "opens": {}}
     from export.doctor.elf import needed_libraries
     from export.doctor.runtime_opinion import refusal
 

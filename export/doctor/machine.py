@@ -18,6 +18,7 @@ from typing import Any
 
 from export.doctor.child import ask_child
 from runtime.cache import cache_folder
+from runtime.machine import usable_cpus
 
 _TEXT_BYTES = 64 << 20
 
@@ -62,12 +63,11 @@ class Machine:
 
     def platform(self) -> dict[str, Any]:
         """Returns system, architecture, kernel release and the number of usable CPU cores."""
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         return {
             "system": platform.system(),
             "arch": platform.machine(),
             "release": platform.release(),
-            "cores": usable,
+            "cores": usable_cpus(),
         }
 
     def python(self) -> dict[str, Any]:

@@ -9,22 +9,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import EngineLoadError, SpecError
+from runtime.forking import Owner, keep_in_children
 from runtime.spec import EMBEDDING_NAME, INPUT_NAME, LOGIT_NAME, MOSAIC_SIDE
 
 
 class Backend(ABC):
     """One opened engine. Use as a context manager, or call ``close``. Any number of threads may call ``run``.
 
+    It works in the process that opened it: in a fork of that ``run`` raises, and nothing is freed.
+
     Attributes:
         name: what ran, as reports show it, such as "onnxruntime:cpu".
         embed_dim: width D of the embedding.
         profile: (min, opt, max) batch size.
+        owner: the process that opened it.
     """
 
     def __init__(self, name: str, embed_dim: int, profile: tuple[int, int, int]) -> None:
         self.name = name
         self.embed_dim = embed_dim
         self.profile = profile
+        self.owner = Owner()
+        keep_in_children(self)
 
     def __enter__(self) -> Backend:
         return self
@@ -46,7 +52,9 @@ class Backend(ABC):
         Raises:
             SpecError: ``images`` is something else.
             EngineLoadError: the engine failed, or gave something other than its contract.
+            UsageError: this process was forked from the one that opened the engine.
         """
+        self.owner.check("the engine")
         self._check_images(images)
         count, least = len(images), self.profile[0]
         if count < least:
@@ -58,7 +66,7 @@ class Backend(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Frees what the engine holds; harmless when called twice."""
+        """Frees what the engine holds; harmless when called twice, and in a child that was forked."""
 
     @abstractmethod
     def _infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from runtime.backends.base import Backend
 from runtime.errors import EngineLoadError, MissingDependencyError, UsageError, one_line
+from runtime.machine import usable_cpus
+from runtime.names import is_utf8, name_bytes, printable_name
 from runtime.spec import EMBEDDING_NAME, INPUT_NAME, LOGIT_NAME, MOSAIC_SIDE
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ class OnnxSession(Backend):
         device: "cpu" or "cuda".
         embed_dim: width D that the manifest states.
         profile: (min, opt, max) batch size that the manifest states.
-        threads: CPU threads inside one operator; None leaves it to ONNX Runtime (one per core).
+        threads: CPU threads inside one operator; None for one per core that this process may use.
         prepack: whether weights are reordered at open for the CPU's kernels. Without it a session opens in a
             fraction of the time and each run takes longer: right for a handful of pictures.
         spin: whether its threads keep their cores while they wait for work. It makes runs shorter, but slows
@@ -36,7 +38,7 @@ class OnnxSession(Backend):
     Raises:
         MissingDependencyError: onnxruntime is not installed.
         EngineLoadError: the file cannot be loaded, breaks the graph contract, or opened on another device.
-        UsageError: ``threads`` is below 1.
+        UsageError: ``threads`` is below 1, or the path cannot be given to onnxruntime.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class OnnxSession(Backend):
         super().__init__(f"onnxruntime:{device}", embed_dim, profile)
         if threads is not None and threads < 1:
             raise UsageError(f"threads: found {threads}, expected at least 1")
-        self._path = os.fspath(path)
+        self._path = text_path(path)
         self._session: onnxruntime.InferenceSession | None = _open_session(
             self._path, device, threads, prepack=prepack, spin=spin
         )
@@ -61,7 +63,8 @@ class OnnxSession(Backend):
 
     def close(self) -> None:
         """Frees the session."""
-        self._session = None
+        if self.owner.is_this_process:
+            self._session = None
 
     def _infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         if self._session is None:
@@ -98,11 +101,15 @@ class OnnxSession(Backend):
 
 
 def import_onnxruntime() -> Any:
-    """Returns the onnxruntime package.
+    """Returns the onnxruntime package, its telemetry off. The only import of it outside the tests.
+
+    The official wheels report to Microsoft and keep a device id below ~/.cache. The switch is read when the
+    package loads; ``disable_telemetry_events`` comes too late for both. A value that the caller set stays.
 
     Raises:
         MissingDependencyError: it does not import.
     """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as err:
@@ -112,12 +119,39 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
+def text_path(path: str | os.PathLike[str]) -> str:
+    """Returns a path that onnxruntime can take: it takes text alone, and not every name is text to Python.
+
+    Raises:
+        UsageError: its bytes are no text in this locale, or in none.
+    """
+    text = os.fspath(path)
+    if is_utf8(text):
+        return text
+    name = printable_name(text)
+    if is_utf8(name_bytes(text).decode("utf-8", "surrogateescape")):
+        raise UsageError(f"{name}: this locale cannot name the path to onnxruntime; set PYTHONUTF8=1")
+    raise UsageError(f"{name}: onnxruntime opens no path that is not UTF-8; rename it")
+
+
+def intra_op_threads(asked: int | None) -> int | None:
+    """Returns how many threads to ask ONNX Runtime for, None to leave it to its own default.
+
+    Its default is one a core of the machine, each bound to its core, even to one that this process may not
+    run on (taskset, a container's cpuset). So a restricted process asks for as many as it has.
+    """
+    if asked is not None:
+        return asked
+    usable = usable_cpus()
+    return usable if usable < (os.cpu_count() or 1) else None
+
+
 def _open_session(path: str, device: str, threads: int | None, *, prepack: bool, spin: bool) -> Any:
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _ONLY_ERRORS
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    if (count := intra_op_threads(threads)) is not None:
+        options.intra_op_num_threads = count
     if not prepack:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if not spin:

@@ -33,8 +33,9 @@ class EngineEntry:
         verified: "passed", "failed" or "not-run".
         hardware_compatible: one of ``HARDWARE_LEVELS`` as read back from the engine, None for none.
         version_compatible: whether later versions of TensorRT run it; it then holds code of its own.
-        build_seconds: how long the library took to build it, None when not recorded.
-        build_peak_bytes: most host memory that the building process held, None when not recorded.
+        build_seconds: how long the library took to build it; of older manifests, None in newer ones, which
+            are the same for the same build.
+        build_peak_bytes: most host memory that the building process held; likewise.
 
     The last four are keys of the manifest only where they say something; ``version_compatible`` only if true.
     """

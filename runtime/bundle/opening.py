@@ -26,6 +26,8 @@ from runtime.names import printable_name
 _MAX_ENTRIES = 100_000
 _MAX_CHANGES = 5
 _MAX_MESSAGE = 1500
+# Not "cp -rL BUNDLE FOLDER": mounts of clusters hold every file twice, once below a hidden folder.
+_HOW_TO_COPY = "copy the bundle with its links resolved: mkdir FOLDER && cp -rL BUNDLE/* FOLDER/"
 
 
 class Bundle:
@@ -123,7 +125,9 @@ def _manifest_content(folder: Path) -> bytes:
     path = folder / MANIFEST_NAME
     try:
         if not stat.S_ISREG(os.lstat(path).st_mode):
-            raise ManifestError(f"{path}: found a link or special file, expected a regular file")
+            raise ManifestError(
+                f"{path}: found a link or special file, expected a regular file; {_HOW_TO_COPY}"
+            )
         with open(path, "rb") as stream:
             return stream.read(MAX_MANIFEST_BYTES + 1)
     except FileNotFoundError as err:
@@ -152,7 +156,8 @@ def _check_listing(folder: Path, manifest: Manifest) -> None:
     unlisted = sorted(found.keys() - manifest.files.keys() - _on_their_way(folder))
     if unlisted:
         raise ManifestError(
-            f"{folder}: {_some(unlisted)} not listed in the manifest; remove what does not belong in it"
+            f"{folder}: {_some(unlisted)} not listed in the manifest; remove what does not belong in it, or "
+            "put the bundle into a folder of its own"
         )
     for name, entry in manifest.files.items():
         if found[name] != entry.size:
@@ -183,7 +188,7 @@ def _walk(folder: Path, prefix: str, folders: set[str]) -> Iterator[tuple[str, i
         elif not stat.S_ISDIR(status.st_mode):
             raise ManifestError(
                 f"{folder}: {printable_name(name)} is a link or special file, expected regular files and "
-                "folders only; copy the bundle with its links resolved"
+                f"folders only; {_HOW_TO_COPY}"
             )
         elif name in folders:
             yield from _walk(folder / name[len(prefix) :], name + "/", folders)

@@ -17,6 +17,7 @@ from pathlib import Path
 from runtime.bundle.manifest import FileEntry, canonical_json
 from runtime.cache import read_cache_file, write_cache_file
 from runtime.errors import ManifestError, UsageError
+from runtime.machine import usable_cpus
 
 MODES = ("full", "cached", "off")
 # After each block the thread waits for the interpreter, up to 5 ms while another one runs Python code: beside
@@ -55,7 +56,7 @@ class Verification:
         self._hashed: list[str] = []
         # Small files first: damage in a manifest's neighbour shows before gigabytes of weights are read.
         self._left = deque(sorted(files, key=lambda name: files[name].size))
-        count = min(_MAX_THREADS, os.cpu_count() or 1) if self.is_on else 0
+        count = min(_MAX_THREADS, usable_cpus()) if self.is_on else 0
         self._threads = [
             threading.Thread(target=self._work, name=f"dgsnet-verify-{index}", daemon=True)
             for index in range(count)

@@ -26,9 +26,15 @@ _ENGINE_OPTIONS = (
         help="check the bundle's hashes: always, only of files not seen before, or not at all",
     ),
     click.option(
-        "--cache-dir", type=click.Path(file_okay=False), help="user cache folder [default: $DGSNET_CACHE]"
+        "--cache-dir",
+        type=click.Path(file_okay=False),
+        help="user cache folder [default: $DGSNET_CACHE, else $XDG_CACHE_HOME/dgsnet, else ~/.cache/dgsnet]",
     ),
-    click.option("--threads", type=click.IntRange(min=1), help="CPU threads inside the engine (onnxruntime)"),
+    click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        help="CPU threads inside the engine (onnxruntime) [default: one per usable core]",
+    ),
     click.option(
         "--prepack/--no-prepack",
         default=None,

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-import sys
-import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from runtime.commands.options import BUNDLE, engine_options, opening_arguments, picture_options
+from runtime.commands.sources import Sources
+from runtime.commands.tally import Tally
 from runtime.commands.writers import csv_writer, show_json, show_nothing, table_writer
 from runtime.console import logger, verbosity_option
-from runtime.errors import EXIT_BAD_INPUT, EXIT_DONE, UsageError
+from runtime.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from runtime.detector import Detector
     from runtime.results import FileState, ResultsFile
 
-_SAY_EVERY_SECONDS = 10.0
 # Prepacking the weights takes longer than it saves in so few mosaics, even if each were a batch of its own.
 # ViT-B/32 on one core of a Xeon, CPU time: at open 363 ms with and 50 ms without, each run 35 to 45 ms longer
 # without. The self-test has two runs, so six more break even; batches of 8 move that to 40 pictures or more.
@@ -55,6 +54,7 @@ _FEW_MOSAICS = 4
 @engine_options
 @picture_options
 @click.option("--no-recursive", is_flag=True, help="do not enter folders inside folders")
+@click.option("--all-files", is_flag=True, help="judge every file of a folder, whatever its suffix")
 @click.option("-0", "--null", "nul", is_flag=True, help="names on standard input end with NUL")
 @click.option(
     "--watch",
@@ -74,6 +74,7 @@ def predict(
     resume: bool,
     overwrite: bool,
     no_recursive: bool,
+    all_files: bool,
     nul: bool,
     watched: str | None,
     camera: str | None,
@@ -102,19 +103,26 @@ def predict(
         raise UsageError("no PATHS: name files or folders, - for standard input, --watch or --camera")
     from runtime.detector import Detector
 
-    show = (
-        show_json if as_json else csv_writer() if as_csv else table_writer() if not output else show_nothing
-    )
-    tally = _Tally()
+    sources = Sources(paths, watched, recursive=not no_recursive, all_files=all_files, nul=nul)
+    tally = Tally(output, shows_progress=output is not None and not as_json)
     if options["prepack"] is None:
         is_endless = camera is not None or watched is not None
         options["prepack"] = is_endless or not _are_few(paths, options["views"])
     with ExitStack() as stack:
         detector = stack.enter_context(Detector.open(bundle, **opening_arguments(options)))
+        show = (
+            show_json
+            if as_json
+            else csv_writer()
+            if as_csv
+            else show_nothing
+            if output is not None
+            else table_writer(detector.bundle.manifest.decision.threshold)
+        )
         if camera is not None:
             verdicts = _from_camera(detector, camera, every)
         else:
-            names = _names(paths, watched, recursive=not no_recursive, nul=nul)
+            names = sources.names()
             if output is None:
                 verdicts = detector.stream(names)
             else:
@@ -130,47 +138,21 @@ def predict(
                 retry = any(options[name] for name in ("max_pixels", "max_side", "allow_truncated"))
                 verdicts = _into_file(detector, names, stack.enter_context(results), tally, retry=retry)
         try:
-            for detection in verdicts:
-                tally.add(detection)
-                show(detection)
-                if output is not None:
-                    tally.say()
+            with tally.progress():
+                if sources.is_countable:
+                    tally.expect(sources.count)
+                for detection in verdicts:
+                    tally.add(detection)
+                    show(detection)
         except KeyboardInterrupt:
             if watched is None and camera is None:
                 raise
-            logger.info("stopped after %d pictures", tally.judged)  # the one way that these two end
-            return tally.exit_code()
+            return tally.finish()  # the one way that these two end
+    if line := sources.left_out.line():
+        logger.warning(line)
     if tally.judged + tally.skipped == 0:
         raise UsageError("no pictures found; check the paths and the suffixes of the files")
-    return tally.exit_code()
-
-
-class _Tally:
-    """Counts what came, reports failures, and says now and then how far it is."""
-
-    def __init__(self) -> None:
-        self.judged = self.failed = self.skipped = 0
-        self._started = self._said = time.monotonic()
-
-    def add(self, detection: Detection) -> None:
-        self.judged += 1
-        if detection.error is not None:
-            self.failed += 1
-            click.echo(f"error: {detection.error.message}", err=True)
-
-    def say(self) -> None:
-        now = time.monotonic()
-        if now - self._said >= _SAY_EVERY_SECONDS:
-            self._said = now
-            rate = self.judged / (now - self._started)
-            logger.info("%d judged, %d skipped, %.1f a second", self.judged, self.skipped, rate)
-
-    def exit_code(self) -> int:
-        if self.skipped:
-            logger.info("%d pictures were judged before and skipped", self.skipped)
-        if self.failed:
-            logger.warning("%d of %d pictures could not be judged", self.failed, self.judged + self.skipped)
-        return EXIT_BAD_INPUT if self.failed else EXIT_DONE
+    return tally.finish()
 
 
 def _are_few(paths: Sequence[str], views: int | None) -> bool:
@@ -179,32 +161,8 @@ def _are_few(paths: Sequence[str], views: int | None) -> bool:
     return are_files and len(paths) * (views or 1) <= _FEW_MOSAICS
 
 
-def _names(paths: Iterable[str], watched: str | None, *, recursive: bool, nul: bool) -> Iterator[str]:
-    from runtime.pictures.scan import expand_paths
-
-    pictures = expand_paths(paths, recursive=recursive, names=_stdin() if "-" in paths else None, nul=nul)
-    if watched is None:
-        yield from pictures
-        return
-    from runtime.pictures.watch import arriving_pictures, pictures_now
-
-    # Before PATHS are walked: what arrives meanwhile may be judged twice, but is never missed.
-    known = pictures_now(watched, recursive=recursive)
-    yield from pictures
-    yield from arriving_pictures(watched, known, recursive=recursive)
-
-
-def _stdin() -> IO[bytes]:
-    if sys.stdin is None:
-        raise UsageError("- reads names from standard input, which is closed; open it, or name the files")
-    # Raw: a thread that waits inside a buffered reader would hold its lock when the process ends. Blocking:
-    # otherwise a moment without names would look like their end.
-    os.set_blocking(sys.stdin.fileno(), True)
-    return open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
-
-
 def _into_file(
-    detector: Detector, names: Iterator[str], results: ResultsFile, tally: _Tally, *, retry: bool
+    detector: Detector, names: Iterator[str], results: ResultsFile, tally: Tally, *, retry: bool
 ) -> Iterator[Detection]:
     """Judges what the file does not hold, and writes each verdict there before passing it on.
 
@@ -221,8 +179,7 @@ def _into_file(
             held_verdict = results.held.holds_verdict(name, state)
             held_error = not held_verdict and not retry and results.held.holds_error(name, state)
             if held_verdict or held_error:
-                tally.skipped += 1
-                tally.failed += held_error
+                tally.skip(is_error=held_error)
                 continue
             states.append(state)
             yield name

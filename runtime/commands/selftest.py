@@ -41,6 +41,7 @@ def selftest(bundle: str, as_json: bool, **options: Any) -> int:
     if as_json:
         print_json(
             {
+                "schema": 1,
                 "passed": passed,
                 "backend": report.name,
                 "engine": report.engine,

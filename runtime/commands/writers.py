@@ -30,9 +30,9 @@ def show_nothing(_detection: Detection) -> None:
     """Prints nothing: the verdicts go to a file."""
 
 
-def table_writer() -> Callable[[Detection], None]:
-    """Returns what prints one row of a table; the header comes before the first."""
-    header = f"{'verdict':<11}{'p(gen.)':>8}{'margin':>10}  picture"
+def table_writer(threshold: float) -> Callable[[Detection], None]:
+    """Returns what prints one row of a table; the header, with the threshold, comes before the first."""
+    header = f"{'verdict':<11}{'p(gen.)':>8}{'margin':>10}  picture (threshold {threshold:.4g})"
 
     def show(detection: Detection) -> None:
         nonlocal header

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
+    from runtime.decode.budget import PixelHold
     from runtime.patches.pixels import Pixels
 
     Source: TypeAlias = (
@@ -65,18 +66,26 @@ def decode_image(
     return pixels.whole() if isinstance(pixels, PillowPixels) else np.ascontiguousarray(pixels)
 
 
-def read_pixels(source: Source, *, name: str | None = None, limits: DecodeLimits | None = None) -> Pixels:
+def read_pixels(
+    source: Source,
+    *,
+    name: str | None = None,
+    limits: DecodeLimits | None = None,
+    hold: PixelHold | None = None,
+) -> Pixels:
     """Returns the same pixels as ``decode_image``, of a large picture without a second copy of them.
 
     Args:
         source: as ``decode_image`` takes it.
         name: what messages call it; None for the path, or for what it is.
         limits: None for the default ones.
+        hold: where room for the pixels is waited for once the header has told their number; None needs none.
+            An array's are there already.
 
     Raises:
         ImageError: as ``decode_image``.
     """
-    pixels = _decoded(source, name or source_name(source), limits or DecodeLimits())
+    pixels = _decoded(source, name or source_name(source), limits or DecodeLimits(), hold)
     if isinstance(pixels, PillowPixels):
         if pixels.height * pixels.width > _WHOLE_PIXELS:
             return pixels
@@ -95,13 +104,15 @@ def source_name(source: Source) -> str:
     return "file object" if hasattr(source, "read") else "picture"
 
 
-def _decoded(source: Source, name: str, limits: DecodeLimits) -> PillowPixels | NDArray[np.uint8]:
+def _decoded(
+    source: Source, name: str, limits: DecodeLimits, hold: PixelHold | None = None
+) -> PillowPixels | NDArray[np.uint8]:
     if isinstance(source, np.ndarray):
         return _checked_array(source, name, limits)
     from PIL import Image
 
     if isinstance(source, Image.Image):
-        return _loaded(source, name, limits)
+        return _loaded(source, name, limits, hold)
     stream: IO[bytes]
     if isinstance(source, (str, os.PathLike)):
         stream = open_regular(os.fsdecode(source), name)
@@ -115,7 +126,7 @@ def _decoded(source: Source, name: str, limits: DecodeLimits) -> PillowPixels | 
             "array"
         )
     with stream:
-        return _loaded(identified(stream, name), name, limits)
+        return _loaded(identified(stream, name), name, limits, hold)
 
 
 def _checked_array(array: NDArray[Any], name: str, limits: DecodeLimits) -> NDArray[np.uint8]:
@@ -129,8 +140,10 @@ def _checked_array(array: NDArray[Any], name: str, limits: DecodeLimits) -> NDAr
     return array
 
 
-def _loaded(image: Image.Image, name: str, limits: DecodeLimits) -> PillowPixels:
+def _loaded(image: Image.Image, name: str, limits: DecodeLimits, hold: PixelHold | None) -> PillowPixels:
     limits.check(image.size, name)
+    if hold is not None:
+        hold.take(image.width * image.height)
     try:
         with pillow_limit_silenced(image.format):
             image.load()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runtime.decode import DecodeLimits, Source
+    from runtime.decode.budget import PixelBudget
 
 
 class PictureMosaics(NamedTuple):
@@ -22,7 +24,7 @@ class PictureMosaics(NamedTuple):
 
     Attributes:
         mosaics: uint8 ``[views, 224, 224, 3]``.
-        decode_ms: time until its pixels could be read.
+        decode_ms: time until its pixels could be read, without the wait for room in a budget.
         select_ms: time for choosing and laying out its patches.
     """
 
@@ -43,6 +45,7 @@ def mosaic_from_picture(
     permutation: Sequence[int] | None = None,
     views: int = 1,
     limits: DecodeLimits | None = None,
+    budget: PixelBudget | None = None,
 ) -> PictureMosaics:
     """Decodes one picture and selects its patches, without ever holding a large one twice.
 
@@ -54,6 +57,7 @@ def mosaic_from_picture(
         permutation: that of view 0, each of 0..48 once; None for the literal one of inference.
         views: how many mosaics are made of it, see ``runtime.patches.views``.
         limits: what is accepted; None for the default limits.
+        budget: where its pixels have to find room until the patches are cut; None for no bound.
 
     Raises:
         ImageError: it cannot be read, is over a limit or has a side under 32 pixels; one line that names it.
@@ -69,17 +73,22 @@ def mosaic_from_picture(
     from runtime.spec import PERMUTATION
 
     orders = view_permutations(views, PERMUTATION if permutation is None else permutation)
-    started = time.perf_counter()
     name = name or source_name(source)
-    pixels = read_pixels(source, name=name, limits=limits)
-    decoded = time.perf_counter()
-    try:
-        patch_grid(pixels)
-    except ImageError as err:
-        raise ImageError(f"{name}: {err}") from err
-    patches = selected_patches(pixels)
+    with nullcontext() if budget is None else budget.hold() as hold:
+        started = time.perf_counter()
+        pixels = read_pixels(source, name=name, limits=limits, hold=hold)
+        decoded = time.perf_counter()
+        try:
+            patch_grid(pixels)
+        except ImageError as err:
+            raise ImageError(f"{name}: {err}") from err
+        patches = selected_patches(pixels)
+        del pixels  # before others are told that there is room
     mosaics = np.stack([mosaic_from_patches(patches, order) for order in orders])
-    return PictureMosaics(mosaics, (decoded - started) * 1e3, (time.perf_counter() - decoded) * 1e3)
+    waited_ms = 0.0 if hold is None else hold.waited_ms
+    return PictureMosaics(
+        mosaics, (decoded - started) * 1e3 - waited_ms, (time.perf_counter() - decoded) * 1e3
+    )
 
 
 def mosaic_from_file(path: Path, **options: Any) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from runtime.results import FileState, file_state
 POLL_SECONDS = 1.0
 
 
-def pictures_now(folder: str, *, recursive: bool = True) -> dict[str, FileState]:
+def pictures_now(folder: str, *, recursive: bool = True, all_files: bool = False) -> dict[str, FileState]:
     """Returns the pictures below a folder and the state of each.
 
     Raises:
@@ -20,7 +20,9 @@ def pictures_now(folder: str, *, recursive: bool = True) -> dict[str, FileState]
     """
     if not os.path.isdir(folder):
         raise FileNotFoundError(2, "the watched folder went away", folder)
-    return {path: file_state(path) for path in pictures_below(folder, recursive=recursive)}
+    return {
+        path: file_state(path) for path in pictures_below(folder, recursive=recursive, all_files=all_files)
+    }
 
 
 def arriving_pictures(
@@ -28,6 +30,7 @@ def arriving_pictures(
     known: dict[str, FileState],
     *,
     recursive: bool = True,
+    all_files: bool = False,
     poll_s: float = POLL_SECONDS,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[str]:
@@ -40,6 +43,7 @@ def arriving_pictures(
         folder: where to look.
         known: what is left alone as long as it stays as it is, from ``pictures_now``.
         recursive: whether to look into folders inside it.
+        all_files: whether every regular file counts as a picture.
         poll_s: seconds between looks.
         sleep: how to wait.
 
@@ -47,10 +51,10 @@ def arriving_pictures(
         FileNotFoundError: the folder went away.
     """
     known = dict(known)
-    before = pictures_now(folder, recursive=recursive)
+    before = pictures_now(folder, recursive=recursive, all_files=all_files)
     while True:
         sleep(poll_s)
-        now = pictures_now(folder, recursive=recursive)
+        now = pictures_now(folder, recursive=recursive, all_files=all_files)
         for path, state in now.items():
             if known.get(path) != state and before.get(path) == state and state.size:
                 known[path] = state

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.decode import DecodeLimits
+from runtime.decode.budget import PixelBudget
 from runtime.detection import Detection, ItemError
 from runtime.errors import DgsNetError, ImageReadError, kind_and_line
 from runtime.names import printable_name
@@ -32,6 +33,7 @@ class PreparationOptions:
         permutation: cell k of the mosaic of view 0 shows selected patch ``permutation[k]``.
         views: mosaics per picture, whose logits are averaged.
         limits: which pictures are accepted.
+        budget: bound on the pixels that all threads together hold; None for none.
 
     Raises:
         UsageError: ``views`` is out of range.
@@ -40,6 +42,7 @@ class PreparationOptions:
     permutation: tuple[int, ...] = PERMUTATION
     views: int = 1
     limits: DecodeLimits = field(default_factory=DecodeLimits)
+    budget: PixelBudget | None = None
 
     def __post_init__(self) -> None:
         view_permutations(self.views, self.permutation)
@@ -68,7 +71,11 @@ def prepare(item: Source, options: PreparationOptions) -> Prepared | Detection:
     try:
         path = os.fsdecode(item) if isinstance(item, (str, os.PathLike)) else None
         mosaics, decode_ms, select_ms = mosaic_from_picture(
-            item, permutation=options.permutation, views=options.views, limits=options.limits
+            item,
+            permutation=options.permutation,
+            views=options.views,
+            limits=options.limits,
+            budget=options.budget,
         )
     except DgsNetError as err:
         return Detection.failed(path, err)

@@ -10,10 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from runtime.errors import UsageError
+from runtime.forking import Owner
 from runtime.pipeline.channel import Channel, ChannelClosed
 
 Item = TypeVar("Item")
@@ -40,6 +41,7 @@ class Stages(Generic[Item, Ready, Result]):
         batch_size: items of a full batch.
         read_ahead: items that may be under preparation beside the batches.
         batches: batches that may wait for the engine, run, or wait to be taken.
+        owner: the process whose threads run them.
     """
 
     prepare: Callable[[Item], Ready]
@@ -49,6 +51,7 @@ class Stages(Generic[Item, Ready, Result]):
     batch_size: int
     read_ahead: int
     batches: int
+    owner: Owner = field(default_factory=Owner)
 
 
 def stream_results(
@@ -66,8 +69,9 @@ def stream_results(
             None waits for full batches, so that equal items always meet in equal batches.
 
     Raises:
-        UsageError: the pools were shut down meanwhile.
+        UsageError: the pools were shut down meanwhile, or belong to the process that this one is a fork of.
     """
+    stages.owner.check("the detector")
     prepared: Channel[Future[Ready] | _End] = Channel(stages.read_ahead)
     judged: Channel[Future[list[Result]] | _End] = Channel(stages.batches)
     # Daemons: the iterable may block for ever, which must not keep the process alive. They hold the channels
@@ -82,13 +86,17 @@ def stream_results(
                 if batch.error is not None:
                     raise batch.error
                 return
-            yield from batch.result()
+            for result in batch.result():
+                yield result
+                stages.owner.check("the detector")
     except CancelledError as err:
         raise _closed() from err
     finally:
-        for value in (*prepared.close(), *judged.close()):
-            if isinstance(value, Future):
-                value.cancel()
+        # In a child that was forked meanwhile the channels may be locked for ever.
+        if stages.owner.is_this_process:
+            for value in (*prepared.close(), *judged.close()):
+                if isinstance(value, Future):
+                    value.cancel()
 
 
 def _read(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +121,34 @@ def test_open_bundle__refuses_links(bundle: Path, tmp_path: Path, name: str) -> 
     refused(bundle, "link")
 
 
+def test_open_bundle__says_how_to_copy_what_a_hub_or_a_cluster_mounts(bundle: Path, tmp_path: Path) -> None:
+    """Every file a link into a folder beside it, as in a hub's snapshots; or into a hidden one inside."""
+    for hidden in (tmp_path / "blobs", tmp_path / "mount" / "..2026"):
+        mount = tmp_path / ("mount" if hidden.name.startswith("..") else "snapshot")
+        mount.mkdir()
+        shutil.copytree(bundle, hidden)
+        for path in hidden.iterdir():
+            (mount / path.name).symlink_to(path)
+        with pytest.raises(
+            ManifestError, match=r"copy .*: mkdir FOLDER && cp -rL BUNDLE/\* FOLDER/"
+        ) as caught:
+            open_bundle(mount)
+        advice = str(caught.value).rpartition(": ")[2]
+        copy = tmp_path / f"copy of {mount.name}"
+        subprocess.run(
+            advice.replace("BUNDLE", f"'{mount}'").replace("FOLDER", f"'{copy}'"), shell=True, check=True
+        )
+        assert open_and_join(copy)
+
+
+@pytest.mark.parametrize("name", ["README.md", ".gitattributes", ".DS_Store", ".nfs0001"])
+def test_open_bundle__says_what_to_do_with_a_stray_file(bundle: Path, name: str) -> None:
+    (bundle / name).write_bytes(b"x")
+    refused(
+        bundle, rf"{name} is not listed in the manifest; remove .* or put the bundle into a folder of its"
+    )
+
+
 def test_open_bundle__refuses_pipes(bundle: Path) -> None:
     (bundle / "model.onnx").unlink()
     os.mkfifo(bundle / "model.onnx")
@@ -193,7 +223,7 @@ def test_verify__hashes_files_beside_each_other(bundle: Path, monkeypatch: pytes
         both.wait()
         check(self, name, entry)
 
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(verification, "usable_cpus", lambda: 2)
     monkeypatch.setattr(verification.Verification, "_check", meet)
     assert sorted(open_and_join(bundle)) == ["golden.npz", "model.onnx"]
 
@@ -203,7 +233,7 @@ def test_verify__hashes_files_beside_each_other(bundle: Path, monkeypatch: pytes
 def test_verify__refuses_the_damaged_file_with_any_number_of_threads(
     bundle: Path, name: str, cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(verification, "usable_cpus", lambda: cores)
     content = bytearray((bundle / name).read_bytes())
     content[-1] ^= 1
     (bundle / name).write_bytes(content)

@@ -56,7 +56,7 @@ def test_predict__prints_one_row_a_picture(bundle: Path, pictures: list[Path]) -
     done = run_process("predict", bundle, *pictures[:2])
     assert done.returncode == 0, done.stderr
     header, *rows = done.stdout.decode().splitlines()
-    assert header.split() == ["verdict", "p(gen.)", "margin", "picture"]
+    assert header.split() == ["verdict", "p(gen.)", "margin", "picture", "(threshold", "0.5)"]
     assert [row.split()[-1] for row in rows] == [str(path) for path in pictures[:2]]
     assert all(row.split()[0] in ("real", "generated") for row in rows)
     assert b"onnxruntime:cpu" in done.stderr
@@ -187,7 +187,7 @@ def test_predict__prepacks_unless_it_has_few_files(
     is_prepacked: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("runtime.commands.predict._stdin", lambda: io.BytesIO(b""))
+    monkeypatch.setattr("runtime.commands.sources._stdin", lambda: io.BytesIO(b""))
     monkeypatch.chdir(pictures[0].parent)
     done = run("predict", bundle, *arguments, "-v")
     assert done.returncode == 0, done.stderr

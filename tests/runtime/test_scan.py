@@ -120,6 +120,9 @@ class Entry:
     def is_symlink(self) -> bool:
         return False
 
+    def is_file(self) -> bool:
+        return not self._is_folder
+
 
 @pytest.fixture
 def imagined(

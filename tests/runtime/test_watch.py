@@ -138,7 +138,7 @@ def test_predict__watches_until_ctrl_c(bundle: Path, pictures: list[Path], tmp_p
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
         errors = process.stderr.read() if process.stderr else ""
-    assert "stopped after" in errors
+    assert " judged: " in errors
     assert "Traceback" not in errors
 
 

@@ -72,7 +72,7 @@ def test_demo_data__default_settings_promise_enough_pictures() -> None:
 def test_demo_data__equal_settings_give_equal_bytes_on_any_number_of_cores(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr("train.demo.build.usable_cpus", lambda: 1)
     build_demo_data(tmp_path / "again", DemoSettings.tiny(seed=3))
     assert _bytes_below(tmp_path / "again") == _bytes_below(data)
 

@@ -25,6 +25,7 @@ from PIL import Image
 
 from runtime.console import Progress
 from runtime.errors import DataError, MissingDependencyError, UsageError
+from runtime.machine import usable_cpus
 from train.demo.captions import caption
 from train.demo.photographs import Box, LoadedPhotograph, load_photographs
 from train.demo.settings import (
@@ -174,7 +175,7 @@ def _write_all(
             f"demo data fits its generators with torch, which cannot be imported ({err}); "
             'install it with: pip install "dgsnet[train]"'
         ) from err
-    workers = min(len(FAMILIES), os.cpu_count() or 1)
+    workers = min(len(FAMILIES), usable_cpus())
     with Progress("fitting generators", len(FAMILIES) * settings.fit_steps) as progress:
         generators = fit_generators(
             FAMILIES,

@@ -64,7 +64,8 @@ class TensorRtSession(Backend):
         Raises:
             EngineLoadError: CUDA reported an error while it was freed, after all of it was.
         """
-        self._pool.close()
+        if self.owner.is_this_process:
+            self._pool.close()
 
     def _infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         return self._pool.run(images)
