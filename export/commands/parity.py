@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from export.commands.against import require_one_question, run_against
 from export.commands.bisect_options import bisect_options, located, repaired, require_sense
+from export.commands.parity_options import reading_of, reading_options, report_options
+from export.commands.parity_shown import Shown, with_stop
 from runtime.console import print_json, verbosity_option
-from runtime.errors import DataError, DgsNetError, GateFailedError, UsageError
-from runtime.names import utf8_name
-
-if TYPE_CHECKING:
-    from export.parity.bisect.findings import BisectReport
-    from export.parity.bisect.trade_off import TradeOff
-    from export.parity.outcome import GateReport
-
-_FILE = click.Path(dir_okay=False, path_type=Path)
+from runtime.errors import DgsNetError
 
 
 @click.command()
@@ -29,6 +21,19 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="run that the bundle was made from")
 @click.option(
     "--data", type=click.Path(path_type=Path), help="folder of pictures; labels from 0_real, 1_fake"
+)
+@click.option(
+    "--against",
+    metavar="OLD",
+    type=click.Path(path_type=Path),
+    help="compare BUNDLE's verdicts with this older bundle's instead",
+)
+@click.option(
+    "--max-changed",
+    default="0",
+    show_default=True,
+    metavar="N|SHARE",
+    help="verdicts that may change with --against: 3, 0.01 or 1%",
 )
 @click.option(
     "--backend",
@@ -43,16 +48,16 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--max-ap-drop", type=float, help="average precision that may be lost  [default: 0.001]")
 @click.option("--max-flip-bound", type=float, help="largest 95 % bound of the flip rate; off by default")
 @click.option("--batch-size", type=click.IntRange(1, 4096), default=16, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="JSON on standard output")
-@click.option("--json-file", type=_FILE, help="write the report as JSON")
-@click.option("--html-file", type=_FILE, help="write the report as one page")
-@click.option("--junit-file", type=_FILE, help="write the report as JUnit XML")
+@reading_options
+@report_options
 @bisect_options
 @verbosity_option
 def parity(
     bundle: Path,
     checkpoint: Path | None,
     data: Path | None,
+    against: Path | None,
+    max_changed: str,
     backends: tuple[str, ...],
     require_all: bool,
     max_abs_logit: float | None,
@@ -70,6 +75,7 @@ def parity(
     drop_engines: bool,
     bisect_pictures: int,
     bisect_evaluations: int,
+    **reading: Any,
 ) -> None:
     """Says whether BUNDLE would judge otherwise than the model it was made from, and at which step.
 
@@ -77,116 +83,71 @@ def parity(
     runs here, and the runtime from file bytes. Without --data the golden mosaics are taken, without
     --checkpoint the chain begins with the FP32 graph.
 
-    Exits 1 when a check fails, 2 on bad input (a picture that nothing can read is one), 3 when a hop asked
-    for by name cannot run, or nothing could be compared.
+    With --against OLD another question: on how many pictures does BUNDLE judge otherwise than OLD, each with
+    its own preprocessing and threshold, whatever models lie behind them?
+
+    Exits 1 when a check fails, 2 on bad input (more unreadable pictures than --max-unreadable allows are
+    that), 3 when a hop asked for by name cannot run, or nothing could be compared. The report files say the
+    same, also where there is no verdict.
     """
-    from export.checkpoint import CheckpointSource
-    from export.parity.gate import GateOptions, bundle_gate, require_all_ran
+    from export.parity.report_files import ReportFiles
 
-    for path in (json_file, html_file, junit_file):
-        if path is not None and not path.resolve().parent.is_dir():
-            raise UsageError(f"{path}: its folder does not exist; make it first")
-    require_sense(repair=repair, drop_engines=drop_engines)
-    source = None if checkpoint is None else CheckpointSource(checkpoint)
-    limits: dict[str, float | int | None] = {
-        "max_abs_logit": max_abs_logit,
-        "max_abs_logit_fp32": max_abs_logit_fp32,
-        "max_hard_flips": max_hard_flips,
-        "max_ap_drop": max_ap_drop,
-        "max_flip_bound": max_flip_bound,
-    }
-    options = GateOptions(
-        backends=tuple(name.strip() for value in backends for name in value.split(",") if name.strip()),
-        batch=batch_size,
-        command=("python", "-m", "export", *sys.argv[1:]),
-    )
-    report = bundle_gate(bundle, source, data, limits=limits, options=options)
-    found, trade_off, stopped = None, None, None
-    try:
-        found = located(
-            bundle, source, report, bisect=bisect, repair=repair, drop_engines=drop_engines,
-            bisect_pictures=bisect_pictures, bisect_evaluations=bisect_evaluations,
-        )  # fmt: skip
-        if repair and found is not None:
-            done = repaired(
-                bundle, source, data, report, found, limits=limits, options=options, drop_engines=drop_engines
-            )
-            report, trade_off = done or (report, None)
-    except DgsNetError as err:
-        stopped = err  # raised after the report, which nobody shall have waited for in vain
-    shown = _Shown(report, found, trade_off, "" if stopped is None or not repair else str(stopped))
-    shown.write(json_file, html_file, junit_file)
-    if as_json:
-        print_json(shown.content())
-    else:
-        for line in shown.lines():
-            click.echo(line)
-    if stopped is not None:
-        raise stopped
-    if not report.passed:
-        raise GateFailedError(f"parity: {len(report.failed)} checks failed, first: {report.failed[0].line()}")
-    if require_all:
-        require_all_ran(report)
-    if report.unreadable:
-        name, reason = report.unreadable[0]
-        raise DataError(
-            f"parity: {len(report.unreadable)} pictures could not be read, first {name}: {reason}"
+    command = ("python", "-m", "export", *sys.argv[1:])
+    bundles = [folder for folder in (bundle, against) if folder is not None]
+    files = ReportFiles(json_file, junit_file, html_file, command, bundles)
+    with files.kept_true():
+        from export.checkpoint import CheckpointSource
+        from export.parity.ending import require_passed
+        from export.parity.gate import GateOptions, bundle_gate
+
+        require_one_question(click.get_current_context())
+        names = tuple(name.strip() for value in backends for name in value.split(",") if name.strip())
+        if against is not None:
+            run_against(
+                bundle, against, data, max_changed=max_changed, max_flip_bound=max_flip_bound, backends=names,
+                reading=reading_of(**reading), require_all=require_all, command=command, files=files,
+                as_json=as_json,
+            )  # fmt: skip
+            return
+        require_sense(repair=repair, drop_engines=drop_engines)
+        limits: dict[str, float | int | None] = {
+            "max_abs_logit": max_abs_logit,
+            "max_abs_logit_fp32": max_abs_logit_fp32,
+            "max_hard_flips": max_hard_flips,
+            "max_ap_drop": max_ap_drop,
+            "max_flip_bound": max_flip_bound,
+        }
+        options = GateOptions(
+            backends=names,
+            batch=batch_size,
+            command=command,
+            reading=reading_of(**reading),
+            require_all=require_all,
         )
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """What there is to show: the gate, and where asked for what bisection found and what a repair changed."""
-
-    report: GateReport
-    found: BisectReport | None
-    trade_off: TradeOff | None
-    not_repaired: str
-
-    def content(self) -> dict[str, Any]:
-        content = self.report.to_json()
-        if self.found is not None:
-            content["bisect"] = self.found.to_json()
-        if self.trade_off is not None:
-            content["repair"] = self.trade_off.to_json()
-        elif self.not_repaired:
-            content["repair"] = {"status": "not-repaired", "reason": utf8_name(self.not_repaired)}
-        return content
-
-    def lines(self) -> list[str]:
-        if self.found is None:
-            return self.report.lines()
-        if self.trade_off is None:
-            return [*self.report.lines(), *self.found.lines()]
-        before = ["before the repair:", *self.found.lines()]
-        return [*before, *self.trade_off.lines(), "the repaired bundle:", *self.report.lines()]
-
-    def where(self) -> list[str]:
-        """Returns the page's lines on the place; after a repair they say what was repaired."""
-        if self.found is None:
-            return []
-        if self.trade_off is None:
-            return self.found.lines()
-        return [*self.trade_off.lines(), "before the repair:", *self.found.lines()]
-
-    def checked(self) -> GateReport:
-        """Returns the gate with what was found as checks of its own; a repaired bundle has no such place."""
-        if self.found is None or self.trade_off is not None:
-            return self.report
-        return dataclasses.replace(self.report, checks=(*self.report.checks, *self.found.checks()))
-
-    def write(self, json_file: Path | None, html_file: Path | None, junit_file: Path | None) -> None:
-        from export.parity.junit import junit_xml
-        from runtime.files import write_atomically
-
-        if json_file is not None:
-            text = json.dumps(self.content(), indent=1, allow_nan=False) + "\n"
-            write_atomically(json_file, text.encode())
-        if junit_file is not None:
-            write_atomically(junit_file, junit_xml(self.checked()))
-        if html_file is not None:
-            from export.parity.page.document import html_page
-
-            is_still_so = self.trade_off is None
-            rows = self.found.page_rows() if self.found is not None and is_still_so else []
-            write_atomically(html_file, html_page(self.report, rows, self.where()))
+        source = None if checkpoint is None else CheckpointSource(checkpoint)
+        report = bundle_gate(bundle, source, data, limits=limits, options=options)
+        found, trade_off, stopped = None, None, None
+        try:
+            found = located(
+                bundle, source, report, bisect=bisect, repair=repair, drop_engines=drop_engines,
+                bisect_pictures=bisect_pictures, bisect_evaluations=bisect_evaluations,
+            )  # fmt: skip
+            if repair and found is not None:
+                done = repaired(
+                    bundle, source, data, report, found, limits=limits, options=options,
+                    drop_engines=drop_engines,
+                )  # fmt: skip
+                report, trade_off = done or (report, None)
+        except DgsNetError as err:
+            stopped = err  # raised after the report, which nobody shall have waited for in vain
+            report = with_stop(report, "repair" if repair else "bisect", err)
+        shown = Shown(report, found, trade_off, "" if stopped is None or not repair else str(stopped))
+        shown.write(files)
+        if as_json:
+            print_json(shown.content())
+        else:
+            for line in shown.lines():
+                click.echo(line)
+        if stopped is not None:
+            raise stopped
+        require_passed(report.checks, report.unreadable)

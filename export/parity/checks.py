@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -19,7 +19,13 @@ from runtime.errors import DgsNetError, MissingDependencyError
 from runtime.names import printable_name
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
+# What is no verdict on the model, but keeps a report from being a pass; the first that is found names it.
+NOT_RUN, UNREADABLE, STOPPED = "not-run", "unreadable", "stopped"
+ERRORS = (STOPPED, NOT_RUN, UNREADABLE)
+PICTURES, UNREADABLE_PICTURES = "pictures", "unreadable pictures"
+_NAMED = 20
 ORIGIN = "the FP32 graph, rounded"
+RUNS = "runs"
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class Check:
     Attributes:
         hop: key of the hop that it belongs to.
         name: what was looked at.
-        status: "passed", "failed" or "skipped".
+        status: "passed", "failed", "skipped", or one of ``ERRORS``.
         text: what was found and what is allowed, or why it was skipped.
         is_own: whether a failure is this hop's own; against the first form it may have been handed down.
     """
@@ -50,6 +56,37 @@ class Check:
         return dict(vars(self))
 
 
+def status_of(checks: Iterable[Check]) -> str:
+    """Returns the one word that a report's checks come to: "passed", "failed" or one of ``ERRORS``."""
+    found = {check.status for check in checks}
+    return next((status for status in (FAILED, *ERRORS) if status in found), PASSED)
+
+
+def unreadable_check(unreadable: Sequence[tuple[str, str]], count: int, share: float) -> Check:
+    """Returns whether few enough pictures could not be read; all that are read are compared in any case.
+
+    Args:
+        unreadable: those that could not, each with the reason.
+        count: how many there are, readable or not.
+        share: of them that may be unreadable.
+    """
+    text = f"{len(unreadable)} of {count:,} could not be read, allowed {share:g} of them"
+    if unreadable:
+        text += "; " + "; ".join(f"{printable_name(name)}: {reason}" for name, reason in unreadable[:_NAMED])
+    if len(unreadable) > _NAMED:
+        text += f"; and {len(unreadable) - _NAMED} more, listed by --json-file"
+    # Divided, not multiplied: 29 of 100 is 0.29 exactly as it was typed, and 0.29 * 100 is below 29.
+    is_good = len(unreadable) / max(count, 1) <= share
+    return Check(PICTURES, UNREADABLE_PICTURES, PASSED if is_good else UNREADABLE, text)
+
+
+def required(check: Check) -> Check:
+    """Returns the check of a form that has to run: where it could not, it is none to skip."""
+    if check.status == SKIPPED and check.name == RUNS:
+        return dataclasses.replace(check, status=NOT_RUN)
+    return check
+
+
 def hop_checks(hop: Hop, limits: GateLimits) -> Iterator[Check]:
     """Yields the checks of one hop: against the form before, then against the first.
 
@@ -61,7 +98,7 @@ def hop_checks(hop: Hop, limits: GateLimits) -> Iterator[Check]:
         return
     if hop.status != COMPARED or hop.previous is None or hop.first is None:
         status = SKIPPED if hop.status == SKIPPED else FAILED
-        yield Check(hop.key, "runs", status, hop.reason)
+        yield Check(hop.key, RUNS, status, hop.reason)
         return
     yield from _comparison_checks(hop, hop.previous, limits, hop.precision)
     if hop.first.reference != hop.previous.reference:

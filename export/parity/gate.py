@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,15 @@ from export.parity.checks import (
     ORIGIN,
     PASSED,
     SKIPPED,
+    UNREADABLE_PICTURES,
     Check,
     Watched,
     file_checks,
     hop_checks,
     origin_check,
     overflow_check,
+    required,
+    unreadable_check,
 )
 from export.parity.forms.engines import open_engines
 from export.parity.forms.form import (
@@ -37,10 +40,11 @@ from export.parity.forms.form import (
 )
 from export.parity.forms.form_checks import form_checks
 from export.parity.outcome import GateReport, environment
-from export.parity.pictures.data_set import pictures_below
 from export.parity.pictures.feeding import Feed, FileFeed, GoldenFeed
 from export.parity.pictures.from_files import FilesForm
-from export.parity.settings import GateLimits, gate_limits, settings_differences
+from export.parity.pictures.reading import Reading
+from export.parity.pictures.sampling import pictures_to_read
+from export.parity.settings import GateLimits, gate_limits, settings_agreement, settings_differences
 from export.parity.waterfall import COMPARED, run_waterfall
 from runtime.bundle.golden import Golden, read_golden
 from runtime.bundle.manifest import MODEL_FP16_NAME, MODEL_NAME, Manifest
@@ -64,11 +68,15 @@ class GateOptions:
         backends: engines by name, each of which must run; empty takes each one that runs here.
         batch: pictures at a time.
         command: the command line, for whoever wants to see the same again.
+        reading: which files of a folder are taken and accepted.
+        require_all: whether a form that cannot run here keeps the report from being a pass.
     """
 
     backends: tuple[str, ...] = ()
     batch: int = DEFAULT_BATCH
     command: tuple[str, ...] = ()
+    reading: Reading = field(default_factory=Reading)
+    require_all: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,7 @@ def bundle_gate(
         ManifestError, CheckpointError, DataError, UsageError: bad input.
     """
     options = options or GateOptions()
+    options.reading.require_data(has_data=data is not None)
     with ExitStack() as stack:
         opened = stack.enter_context(open_bundle(bundle))
         opened.join()
@@ -114,11 +123,18 @@ def bundle_gate(
         allowed = gate_limits(manifest, **(limits or {}))  # type: ignore[arg-type]
         checks = [_settings_check(manifest, checkpoint)]
         feed_golden = read_golden(opened.file(manifest.golden_file), manifest.embed_dim)
-        feed = _feed(data, checkpoint, feed_golden.images)
+        feed = _feed(data, checkpoint, feed_golden.images, options.reading)
         fp16 = opened.file(MODEL_FP16_NAME) if MODEL_FP16_NAME in manifest.files else None
         graphs = Graphs(opened.file(MODEL_NAME), fp16, manifest.embed_dim, _widest(manifest))
         # Engines first: a backend that was asked for by name and is absent ends the command at once.
-        engines, files = open_engines(bundle, manifest, options.backends, stack, with_files=data is not None)
+        engines, files = open_engines(
+            bundle,
+            manifest,
+            options.backends,
+            stack,
+            with_files=data is not None,
+            limits=options.reading.limits,
+        )
         forms = model_forms(checkpoint, graphs, stack)
         engines = _reparented(engines, forms)
         if data is None:
@@ -207,7 +223,8 @@ def _report(
     extra = {files.key: files for files in subject.files}
     laws = {form.key: _laws(form, subject) for form in subject.forms}
     for hop in waterfall.hops:
-        checks += hop_checks(hop, subject.limits)
+        found = hop_checks(hop, subject.limits)
+        checks += map(required, found) if options.require_all else found
         watched: object = runnables.get(hop.key)
         if hop.status == COMPARED and isinstance(watched, Watched):
             checks.append(overflow_check(hop.key, watched))
@@ -216,8 +233,11 @@ def _report(
         checks += laws.get(hop.key, [])
         if hop.key in extra:
             checks += file_checks(extra[hop.key])
+    if isinstance(feed, FileFeed):
+        checks.append(unreadable_check(feed.unreadable, feed.count, feed.reading.max_unreadable))
     # What the files alone tell is no comparison, but enough for a failure.
-    ran = [check for check in checks if check.status != SKIPPED and check.name not in (AGREEMENT, ORIGIN)]
+    beside = (AGREEMENT, ORIGIN, UNREADABLE_PICTURES)
+    ran = [check for check in checks if check.status in (PASSED, FAILED) and check.name not in beside]
     if not ran and not any(check.status == FAILED for check in checks):
         reasons = "; ".join(dict.fromkeys(hop.reason for hop in waterfall.hops if hop.reason))
         raise MissingDependencyError(f"parity: nothing could be compared here ({reasons})")
@@ -233,19 +253,9 @@ def _report(
         environment=environment(),
         command=options.command,
         golden=feed.mosaics if isinstance(feed, GoldenFeed) else None,
+        reading=options.reading,
+        sample=feed.sample if isinstance(feed, FileFeed) else None,
     )
-
-
-def require_all_ran(report: GateReport) -> None:
-    """Refuses a report in which a form could not run here.
-
-    Raises:
-        MissingDependencyError: one could not.
-    """
-    skipped = [hop for hop in report.waterfall.hops if hop.status == "skipped"]
-    if skipped:
-        reasons = "; ".join(f"{hop.title}: {hop.reason}" for hop in skipped)
-        raise MissingDependencyError(f"--require-all: {len(skipped)} hops could not run ({reasons})")
 
 
 def _laws(form: Form, subject: _Subject) -> list[Check]:
@@ -272,14 +282,17 @@ def _settings_check(manifest: Manifest, checkpoint: CheckpointSource | None) -> 
     differences = settings_differences(manifest, checkpoint)
     if differences:
         return Check(SETTINGS, name, FAILED, f"{'; '.join(differences)}; build the bundle again")
-    return Check(SETTINGS, name, PASSED, "the same")
+    return Check(SETTINGS, name, PASSED, settings_agreement(manifest, checkpoint))
 
 
-def _feed(data: Path | None, checkpoint: CheckpointSource | None, golden: NDArray[np.uint8]) -> Feed:
+def _feed(
+    data: Path | None, checkpoint: CheckpointSource | None, golden: NDArray[np.uint8], reading: Reading
+) -> Feed:
     if data is None:
         return GoldenFeed(golden)
     preprocessing = Preprocessing() if checkpoint is None else checkpoint.preprocessing
-    return FileFeed(pictures_below(data), preprocessing)
+    pictures, sample = pictures_to_read(data, reading)
+    return FileFeed(pictures, preprocessing, reading, sample)
 
 
 def _widest(manifest: Manifest) -> tuple[int, int, int]:

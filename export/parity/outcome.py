@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.parity.checks import FAILED, PASSED, SKIPPED, Check, blamed
+from export.parity.checks import (
+    ERRORS,
+    FAILED,
+    NOT_RUN,
+    PASSED,
+    RUNS,
+    SKIPPED,
+    STOPPED,
+    UNREADABLE,
+    Check,
+    blamed,
+    status_of,
+)
+from export.parity.pictures.reading import Reading, Sample
 from export.parity.settings import GateLimits
 from export.parity.statistics.binomial import images_needed, upper_bound
 from export.parity.statistics.measures import Comparison
@@ -19,7 +32,14 @@ from runtime.decision import Decision
 from runtime.machine import cuda_device
 from runtime.names import printable_name, utf8_name
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+STATUS_WORDS = {
+    PASSED: "passed",
+    FAILED: "FAILED",
+    UNREADABLE: "UNREADABLE",
+    NOT_RUN: "NOT RUN",
+    STOPPED: "STOPPED",
+}
 _SHOWN_FLIPS = 20
 
 
@@ -39,6 +59,8 @@ class GateReport:
         environment: versions and machine.
         command: words of the command line.
         golden: the mosaics that were looked at, where no files were.
+        reading: which files were accepted.
+        sample: that the pictures were a part of what there is; None where they were all.
     """
 
     waterfall: Waterfall
@@ -52,6 +74,8 @@ class GateReport:
     environment: dict[str, str]
     command: tuple[str, ...]
     golden: NDArray[np.uint8] | None
+    reading: Reading = field(default_factory=Reading)
+    sample: Sample | None = None
 
     @property
     def failed(self) -> list[Check]:
@@ -59,9 +83,19 @@ class GateReport:
         return [check for check in self.checks if check.status == FAILED]
 
     @property
+    def not_passed(self) -> list[Check]:
+        """The checks that keep the report from being a pass: those that failed, then what could not be."""
+        return [*self.failed, *(check for check in self.checks if check.status in ERRORS)]
+
+    @property
+    def status(self) -> str:
+        """The one word for all of it: "passed", "failed", "unreadable", "not-run" or "stopped"."""
+        return status_of(self.checks)
+
+    @property
     def passed(self) -> bool:
-        """Whether nothing that could run has failed."""
-        return not self.failed
+        """Whether nothing that could run has failed, and nothing that was asked for is missing."""
+        return self.status == PASSED
 
     @property
     def blame(self) -> str | None:
@@ -86,9 +120,21 @@ class GateReport:
             status: sum(c.status == status for c in self.checks) for status in (PASSED, FAILED, SKIPPED)
         }
         text = f"{counts[PASSED]} checks passed, {counts[FAILED]} failed, {counts[SKIPPED]} skipped"
-        if self.passed:
-            return f"passed: {text}"
-        return f"FAILED: {text}; the chain breaks at {self.blame}"
+        text += "".join(f"; {line}" for line in self.remarks())
+        if self.failed:
+            text += f"; the chain breaks at {self.blame}"
+        return f"{STATUS_WORDS[self.status]}: {text}"
+
+    def remarks(self) -> list[str]:
+        """Returns what a verdict must not leave out: a sample, pictures not read, forms that did not run."""
+        found = [] if self.sample is None else [f"pictures: {self.sample.text()}"]
+        if self.unreadable:
+            kind = "allowed" if self.status != UNREADABLE else "too many"
+            found.append(f"{len(self.unreadable)} pictures could not be read ({kind})")
+        absent = [hop.title for hop in self.waterfall.hops if hop.status == SKIPPED]
+        if absent:
+            found.append(f"did not run: {', '.join(absent)}")
+        return found
 
     def summary(self) -> list[str]:
         """Returns the chain, what failed and the verdict, for the log of a build."""
@@ -99,12 +145,14 @@ class GateReport:
         """Returns the report for a terminal."""
         lines = [line for hop in self.waterfall.hops for line in _hop_lines(hop, self.hop_status(hop))]
         # A hop that did not run is a line already.
-        lines += [check.line() for check in self.checks if check.status != PASSED and check.name != "runs"]
+        lines += [check.line() for check in self.checks if check.status != PASSED and check.name != RUNS]
         lines += [f"        unreadable, left out: {printable_name(n)}: {r}" for n, r in self.unreadable]
+        if self.sample is not None:
+            lines.append(f"        looked at {self.sample.text()}: each generator and label by its share")
         if self.borrowed:
             lines.append(
-                f"        {self.borrowed} pictures are of a rare kind (HEIC, Lab, 32-bit): their decoding is "
-                "the runtime's own here too, and not checked"
+                f"        {self.borrowed} pictures are of a rare kind (HEIC, Lab, 32-bit, cut off): their "
+                "decoding is the runtime's own here too, and not checked"
             )
         last = self.last
         if last is not None and last.first is not None:
@@ -116,7 +164,7 @@ class GateReport:
         last = self.last
         return {
             "schema": SCHEMA_VERSION,
-            "status": PASSED if self.passed else FAILED,
+            "status": self.status,
             "blame": self.blame,
             "bundle_digest": self.digest,
             "count": len(self.waterfall.pictures),
@@ -125,6 +173,8 @@ class GateReport:
             "hops": [_hop_json(hop) for hop in self.waterfall.hops],
             "checks": [check.to_json() | {"text": utf8_name(check.text)} for check in self.checks],
             "flip_bound": None if last is None or last.first is None else bound_json(last.first),
+            "reading": self.reading.to_json(),
+            "sample": None if self.sample is None else self.sample.to_json(),
             "unreadable": [{"item": utf8_name(n), "reason": utf8_name(r)} for n, r in self.unreadable],
             "not_independently_decoded": self.borrowed,
             "seconds": self.waterfall.seconds,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
+from export.bundle.set_decision import decision_set_by
 from export.checkpoint import CheckpointSource
 from export.parity.limits import bundle_limits, own_limits
 from export.parity.statistics.compare import Limits
 from runtime.bundle.manifest import Manifest
 from runtime.errors import CheckpointError, UsageError
 from runtime.tolerances import TOLERANCES
+
+logger = logging.getLogger("dgsnet.export.parity")
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,8 @@ def gate_limits(
 def settings_differences(manifest: Manifest, checkpoint: CheckpointSource) -> list[str]:
     """Returns what differs between a bundle's data and its checkpoint's, one text each.
 
-    Equal logits under another threshold are other verdicts, and another permutation is another picture.
+    Equal logits under another threshold are other verdicts, and another permutation is another picture. A
+    decision that was set on the bundle on purpose is no difference, see ``settings_agreement``.
 
     Raises:
         CheckpointError: the checkpoint is of another architecture.
@@ -104,7 +109,7 @@ def settings_differences(manifest: Manifest, checkpoint: CheckpointSource) -> li
             "the bundle; name the run that the bundle was built from"
         )
     differences = []
-    if checkpoint.decision != manifest.decision:
+    if checkpoint.decision != manifest.decision and decision_set_by(manifest) is None:
         found, expected = manifest.decision.to_json(), checkpoint.decision.to_json()
         differences.append(f"decision {found}, the checkpoint's is {expected}")
     stated, trained = manifest.preprocessing.to_json(), checkpoint.preprocessing.to_json()
@@ -115,3 +120,14 @@ def settings_differences(manifest: Manifest, checkpoint: CheckpointSource) -> li
     if manifest.golden_reference == checkpoint.reference_name and made_from != checkpoint.sha256:
         differences.append("built from other weights than the checkpoint's")
     return differences
+
+
+def settings_agreement(manifest: Manifest, checkpoint: CheckpointSource) -> str:
+    """Returns how settings without ``settings_differences`` agree, and warns of a decision that was set."""
+    command = decision_set_by(manifest)
+    if command is None or checkpoint.decision == manifest.decision:
+        return "the same"
+    found, expected = manifest.decision.to_json(), checkpoint.decision.to_json()
+    note = f"decision {found} was set on the bundle by {command}, the checkpoint's is {expected}"
+    logger.warning("note: %s", note)
+    return f"the same, but for one on purpose: {note}"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from export.parity.forms.form import Form, Runnable, ancestors, failure_text, run_in_chunks
 from export.parity.pictures.data_set import Picture
-from export.parity.pictures.feeding import Feed
+from export.parity.pictures.feeding import Feed, FileFeed
 from export.parity.pictures.from_files import FilesForm
 from export.parity.settings import GateLimits
 from export.parity.statistics.embeddings import cosine_rows, length_rows
@@ -23,6 +23,7 @@ from export.parity.statistics.measures import Comparison, comparison
 from runtime.console import Progress
 from runtime.decision import Decision
 from runtime.errors import DataError
+from runtime.names import printable_name
 
 COMPARED, FIRST, SKIPPED, FAILED = "compared", "first", "skipped", "failed"
 
@@ -106,8 +107,10 @@ def run_waterfall(
             progress.advance(part.taken)
     seconds = time.perf_counter() - started
     if not pictures:
+        reasons = feed.unreadable if isinstance(feed, FileFeed) else []
+        first = f", first {printable_name(reasons[0][0])}: {reasons[0][1]}" if reasons else ""
         raise DataError(
-            "found no picture that could be read, expected at least one; see python -m runtime predict"
+            f"found no picture that could be read among {feed.count}, expected at least one{first}"
         )
     hops = [run.hop(form, pictures, decision, limits) for form in (*forms, *map(_as_form, files))]
     logits = {key: np.concatenate(parts) for key, parts in run.logits.items()}

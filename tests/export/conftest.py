@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,23 @@ def sound(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def bundle(sound: Path, tmp_path: Path) -> Path:
     """A copy of the sound bundle that the test may change."""
     return shutil.copytree(sound, tmp_path / "bundle")
+
+
+@pytest.fixture
+def parity(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs ``export parity`` in this process and returns exit code, standard output and standard error."""
+    from export.__main__ import main
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["export", "parity", *map(str, words)])
+        with pytest.raises(SystemExit) as done:
+            main()
+        said = capsys.readouterr()
+        return int(done.value.code or 0), said.out, said.err
+
+    return run
 
 
 def _state(folder: Path) -> dict[Path, tuple[int, int]]:

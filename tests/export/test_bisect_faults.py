@@ -251,7 +251,8 @@ def test_parity__shows_the_gate_though_the_search_ends_early(
     monkeypatch.setattr(run_module, "bisect_bundle", vanished)
     done = CliRunner().invoke(cli, ["parity", str(bundle), "--bisect"])
     assert isinstance(done.exception, DataError)
-    assert "passed: " in done.output
+    assert "STOPPED: " in done.output
+    assert " 0 failed" in done.output
 
 
 def test_parity__writes_what_it_found_everywhere(broken: Path, tmp_path: Path) -> None:

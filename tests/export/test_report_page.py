@@ -110,7 +110,7 @@ def test_html_page__has_its_parts_in_order(report: GateReport) -> None:
         assert part in text
     assert "Drift by block" not in text
     assert len(page.of("svg")) == 3
-    assert "Did not run here" in text
+    assert "did not run: engine tensorrt" in text
 
 
 def test_html_page__asks_for_nothing(report: GateReport) -> None:

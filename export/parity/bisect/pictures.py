@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from export.parity.outcome import GateReport
 from export.parity.pictures.data_set import Picture
 from export.parity.pictures.feeding import FileFeed
+from export.parity.pictures.reading import Reading
 from runtime.errors import DataError
 from runtime.spec import Preprocessing
 
@@ -70,7 +71,9 @@ def chosen_pictures(report: GateReport, preprocessing: Preprocessing, count: int
         spread = np.linspace(0, len(rest) - 1, count - len(first)).astype(np.int64)
         taken = np.concatenate([first, rest[spread]])
     some = [pictures[k] for k in taken.tolist()]
-    mosaics = report.golden[taken] if report.golden is not None else _read(some, preprocessing)
+    mosaics = (
+        report.golden[taken] if report.golden is not None else _read(some, preprocessing, report.reading)
+    )
     return Chosen(tuple(some), mosaics, len(pictures))
 
 
@@ -85,8 +88,8 @@ def _worst(report: GateReport) -> NDArray[np.float64]:
     return worst
 
 
-def _read(pictures: Sequence[Picture], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    feed = FileFeed(list(pictures), preprocessing)
+def _read(pictures: Sequence[Picture], preprocessing: Preprocessing, reading: Reading) -> NDArray[np.uint8]:
+    feed = FileFeed(list(pictures), preprocessing, reading)
     mosaics = [batch.mosaics for batch in feed.batches(16)]
     if feed.unreadable:
         name, reason = feed.unreadable[0]

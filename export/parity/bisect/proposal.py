@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from export.onnx_files import data_path, load_model
+from export.onnx_files import load_model
+from export.onnx_weights import data_path
 from export.parity.bisect.boundaries import PATCHES, STEM
 from export.parity.bisect.drift import HopDrift
 from export.parity.bisect.findings import (

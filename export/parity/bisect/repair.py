@@ -140,7 +140,7 @@ def _told_in_one_line(bundle: Path) -> Iterator[None]:
 
 
 def _require(report: GateReport) -> None:
-    if not report.passed:
+    if report.failed:
         raise ParityError(
             f"--repair: nothing is written, the repaired bundle fails too: {report.verdict()} "
             f"({report.failed[0].line()})"

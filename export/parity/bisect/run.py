@@ -149,7 +149,7 @@ def _proposal(
         )
     failed = [check for check in report.failed if check.hop == FP16]
     if not failed:
-        elsewhere = "" if report.passed else f"; what failed is {report.blame}, which no block repairs"
+        elsewhere = "" if not report.failed else f"; what failed is {report.blame}, which no block repairs"
         return passes(f"{MODEL_FP16_NAME} passes as it is; no block needs FP32{elsewhere}")
     fp32, fp16 = opened.file(MODEL_NAME), opened.file(MODEL_FP16_NAME)
     judge = Judge(

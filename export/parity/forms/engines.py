@@ -10,6 +10,7 @@ from export.parity.forms.form import ENGINE, FILES, ONNX_FP32, Form
 from export.parity.pictures.from_files import FilesForm
 from runtime.backends.selection import DEVICES
 from runtime.bundle.manifest import Manifest
+from runtime.decode import DecodeLimits
 from runtime.detector import Detector
 from runtime.errors import DgsNetError, ManifestError, MissingDependencyError, UsageError
 
@@ -33,6 +34,7 @@ def open_engines(
     stack: ExitStack,
     *,
     with_files: bool,
+    limits: DecodeLimits | None = None,
 ) -> tuple[list[Form], list[FilesForm]]:
     """Opens an engine per backend through the runtime's own selection.
 
@@ -43,18 +45,20 @@ def open_engines(
             others as skipped.
         stack: closes what is opened.
         with_files: whether the runtime from file bytes is asked for too.
+        limits: which files it accepts; None for the default ones.
 
     Raises:
         MissingDependencyError: a backend asked for by name cannot run here.
         UsageError: a backend asked for by name is unknown.
         ManifestError: the bundle is damaged.
     """
+    limits = limits or DecodeLimits()
     forms: list[Form] = []
     files: list[FilesForm] = []
     for backend in asked or backends_in(manifest):
         try:
             # The self-test would refuse a drifting engine with less to say about it than this report has.
-            detector = stack.enter_context(Detector.open(bundle, backend, selftest=False))
+            detector = stack.enter_context(Detector.open(bundle, backend, selftest=False, **vars(limits)))
         except (UsageError, ManifestError):
             raise
         except MissingDependencyError as err:
@@ -74,7 +78,7 @@ def open_engines(
         )
         if with_files:
             # What the engine itself does with a mosaic is the same here: only preprocessing and batching add.
-            files.append(FilesForm(f"{FILES} {name}", key, entry.precision, detector))
+            files.append(FilesForm(f"{FILES} {name}", key, entry.precision, detector, limits))
     return forms, files
 
 

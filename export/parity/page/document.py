@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
 import numpy as np
 
-from export.parity.checks import Check
+from export.parity.checks import ERRORS, STOPPED
 from export.parity.outcome import GateReport, bound_lines
 from export.parity.page.charts import Bar, bar_chart, scatter
 from export.parity.page.gallery import gallery
-from export.parity.page.style import STYLE
+from export.parity.page.shell import (
+    SIGNS,
+    check_list,
+    checks_by_status,
+    command_line,
+    page,
+    pairs,
+    section,
+    verdict_box,
+)
 from export.parity.statistics.measures import Comparison, Spread
 from export.parity.waterfall import Hop
 from runtime.names import printable_name
-
-# Said to the browser too, so that nothing in the page could load anything even by mistake.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_SIGNS = {"passed": ("✓", "good"), "failed": ("✗", "bad"), "skipped": ("○", "skip"), "first": ("•", "skip")}
 
 
 @dataclass(frozen=True)
@@ -50,58 +54,40 @@ def html_page(report: GateReport, drift: Sequence[BlockDrift] = (), where: Seque
     """
     sections = [
         _verdict(report),
-        _section("Waterfall", _waterfall(report)),
-        _section("Hops", "".join(_hop(hop, report) for hop in report.waterfall.hops)),
+        section("Waterfall", _waterfall(report)),
+        section("Hops", "".join(_hop(hop, report) for hop in report.waterfall.hops)),
     ]
     if where:
         lines = "\n".join(printable_name(line) for line in where)
-        sections.append(_section("Where it breaks", f"<pre>{escape(lines)}</pre>"))
+        sections.append(section("Where it breaks", f"<pre>{escape(lines)}</pre>"))
     if drift:
-        sections.append(_section("Drift by block", _drift(drift)))
+        sections.append(section("Drift by block", _drift(drift)))
     sections += [
-        _section("Logits", _scatters(report)),
-        _section("Generators", _generators(report)),
-        _section("Changed verdicts", gallery(report)),
-        _section("How sure this is", _sureness(report)),
-        _section("Checks", _checks(report.checks)),
-        _section("Environment", _environment(report)),
-        _section("Reproduce", f"<pre>{escape(_command(report))}</pre>"),
+        section("Logits", _scatters(report)),
+        section("Generators", _generators(report)),
+        section("Changed verdicts", gallery(report)),
+        section("How sure this is", _sureness(report)),
+        section("Checks", checks_by_status(report.checks)),
+        section("Environment", pairs(report.environment)),
+        section("Reproduce", command_line(report.command)),
     ]
-    state = "passed" if report.passed else "FAILED"
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(_POLICY, quote=True)}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Parity {state}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"{''.join(sections)}\n</body>\n</html>\n"
-    )
-    return page.encode()
-
-
-def _section(title: str, content: str) -> str:
-    return f"<section>\n<h2>{escape(title)}</h2>\n{content}\n</section>\n"
+    state = report.verdict().partition(":")[0]
+    return page(f"Parity {state}", sections)
 
 
 def _verdict(report: GateReport) -> str:
-    kind, word = ("good", "Passed") if report.passed else ("bad", "Failed")
     count = len(report.waterfall.pictures)
     lines = [f"{count} pictures, threshold {report.decision.threshold:.6g}"]
-    if report.passed:
-        lines.append("No form that ran here judges these pictures otherwise than the first one.")
-    else:
+    if report.failed:
         title = next((h.title for h in report.waterfall.hops if h.key == report.blame), report.blame or "")
         lines.append(f"The chain breaks at: {title}")
         lines += [check.line() for check in report.failed[:4]]
-    skipped = [hop.title for hop in report.waterfall.hops if hop.status == "skipped"]
-    if skipped:
-        lines.append(f"Did not run here, so nothing is said of: {', '.join(skipped)}")
-    if report.unreadable:
-        lines.append(f"{len(report.unreadable)} pictures could not be read and were left out")
-    spans = "".join(f"<span>{escape(printable_name(line))}</span><br>" for line in lines)
-    return (
-        f'<h1>Parity of a bundle</h1>\n<div class="verdict {kind}"><strong>{word}</strong>{spans}</div>\n'
-        f'<p class="faint">bundle {escape(report.digest or "being built")}</p>\n'
-    )
+    elif report.status != STOPPED:
+        lines.append("No form that ran here judges these pictures otherwise than the first one.")
+    lines += [check.line() for check in report.checks if check.status in ERRORS]
+    lines += report.remarks()
+    box = verdict_box("Parity of a bundle", report.status, lines)
+    return f'{box}<p class="faint">bundle {escape(report.digest or "being built")}</p>\n'
 
 
 def _waterfall(report: GateReport) -> str:
@@ -138,20 +124,20 @@ def _bar_status(hop: Hop, report: GateReport) -> str:
 
 def _hop(hop: Hop, report: GateReport) -> str:
     status = report.hop_status(hop)
-    sign, kind = _SIGNS[status]
+    sign, kind = SIGNS[status]
     head = f'<b class="{kind}">{sign}</b> {escape(printable_name(hop.title))}'
     failed = [check for check in report.failed if check.hop == hop.key]
     opened = " open" if failed else ""
     if hop.previous is None or hop.first is None:
         said = "what the others are compared with" if hop.status == "first" else f"{status}: {hop.reason}"
-        body = f"{_list(failed)}<p>{escape(printable_name(said))}</p>"
+        body = f"{check_list(failed)}<p>{escape(printable_name(said))}</p>"
         return f"<details{opened}><summary>{head}</summary>{body}</details>"
     largest = hop.previous.logit.largest
     head += f' <span class="faint">max {_number(largest)}, {len(hop.previous.flips)} flips</span>'
     body = _comparison(hop.previous, report.limits.max_abs_logit(hop.precision))
     if hop.first.reference != hop.previous.reference:
         body += _comparison(hop.first, report.limits.max_abs_logit(hop.coarsest))
-    return f"<details{opened}><summary>{head}</summary>{_list(failed)}{body}</details>"
+    return f"<details{opened}><summary>{head}</summary>{check_list(failed)}{body}</details>"
 
 
 def _comparison(found: Comparison, limit: float) -> str:
@@ -239,36 +225,10 @@ def _sureness(report: GateReport) -> str:
     lines = [] if last is None or last.first is None else bound_lines(last.first)
     if report.borrowed:
         lines.append(
-            f"{report.borrowed} pictures are of a rare kind (HEIC, Lab, 32-bit): their decoding was not "
-            "checked, their patch selection was."
+            f"{report.borrowed} pictures are of a rare kind (HEIC, Lab, 32-bit, cut off): their decoding "
+            "was not checked, their patch selection was."
         )
     return "".join(f"<p>{escape(line)}</p>" for line in lines) or "<p>Nothing was compared.</p>"
-
-
-def _checks(checks: Sequence[Check]) -> str:
-    parts = []
-    for status in ("failed", "skipped", "passed"):
-        some = [check for check in checks if check.status == status]
-        if some:
-            sign, kind = _SIGNS[status]
-            opened = " open" if status == "failed" else ""
-            head = f'<b class="{kind}">{sign}</b> {len(some)} {status}'
-            parts.append(f"<details{opened}><summary>{head}</summary>{_list(some)}</details>")
-    return "".join(parts)
-
-
-def _list(checks: Sequence[Check]) -> str:
-    items = "".join(f"<li>{escape(printable_name(check.line()))}</li>" for check in checks)
-    return f"<ul>{items}</ul>" if items else ""
-
-
-def _environment(report: GateReport) -> str:
-    rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in report.environment.items())
-    return f"<dl>{rows}</dl>"
-
-
-def _command(report: GateReport) -> str:
-    return printable_name(shlex.join(report.command)) if report.command else "python -m export parity BUNDLE"
 
 
 def _spread(spread: Spread) -> str:

@@ -15,6 +15,7 @@ from export.parity.outcome import GateReport
 from export.parity.pictures.data_set import Picture
 from export.parity.statistics.compare import Flip
 from runtime.decision import Decision
+from runtime.decode import DecodeLimits
 from runtime.errors import DgsNetError
 from runtime.names import printable_name
 
@@ -59,7 +60,7 @@ def _cards(report: GateReport) -> list[_Card]:
 def _card_html(card: _Card, pictures: dict[str, tuple[int, Picture]], report: GateReport) -> str:
     flip = card.flip
     place, picture = pictures[flip.item]
-    pixels = _pixels(picture, place, report.golden)
+    pixels = _pixels(picture, place, report)
     name = escape(printable_name(flip.item), quote=True)
     image = '<div class="none">no preview</div>'
     if pixels is not None:
@@ -78,19 +79,20 @@ def _verdict(logit: float, decision: Decision) -> str:
     return f"{verdict.label}, {logit:.4f} ({verdict.probability:.1%})"
 
 
-def _pixels(picture: Picture, place: int, golden: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
+def _pixels(picture: Picture, place: int, report: GateReport) -> NDArray[np.uint8] | None:
     if picture.path is None:
-        return None if golden is None else golden[place]
-    return _decoded(picture.path)
+        return None if report.golden is None else report.golden[place]
+    return file_pixels(picture.path, report.reading.limits)
 
 
-def _decoded(path: Path) -> NDArray[np.uint8] | None:
+def file_pixels(path: Path, limits: DecodeLimits) -> NDArray[np.uint8] | None:
+    """Returns the pixels of a picture that was compared, uint8 ``[H, W, 3]``; None if it is gone since."""
     from runtime.decode import decode_image
 
     try:
-        return decode_image(path)
+        return decode_image(path, **vars(limits))
     except DgsNetError:
-        return None  # it was readable when it was compared; the card says that there is no preview now
+        return None  # the card says that there is no preview now
 
 
 def thumbnail(pixels: NDArray[np.uint8]) -> str:

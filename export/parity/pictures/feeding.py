@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.parity.pictures.data_set import Picture, golden_pictures
+from export.parity.pictures.reading import Reading, Sample
 from export.parity.pictures.reference_mosaics import reference_mosaic
 from runtime.errors import ImageError
 from runtime.spec import Preprocessing
@@ -49,12 +50,16 @@ class FileFeed:
     Attributes:
         pictures: what to read.
         preprocessing: of the checkpoint.
+        reading: which files are accepted.
+        sample: that ``pictures`` are a part of what there is; None where they are all.
         unreadable: pictures that could not be read, each with the reason; they are compared nowhere.
         borrowed: how many were decoded by the runtime's decoder, because the gate has no rule for their kind.
     """
 
     pictures: list[Picture]
     preprocessing: Preprocessing
+    reading: Reading = field(default_factory=Reading)
+    sample: Sample | None = None
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     borrowed: int = 0
 
@@ -81,7 +86,7 @@ class FileFeed:
         if path is None:
             return None
         try:
-            found = reference_mosaic(path, self.preprocessing)
+            found = reference_mosaic(path, self.preprocessing, self.reading.limits)
         except ImageError as err:
             self.unreadable.append((picture.name, str(err)))
             return None

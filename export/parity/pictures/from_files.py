@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from export.parity.pictures.data_set import Picture
 from export.parity.pictures.reference_mosaics import mosaic_from_image, reference_pixels
+from runtime.decode import DecodeLimits
 from runtime.detector import Detector
 from runtime.errors import DgsNetError
 from runtime.pipeline.preparation import Prepared
@@ -28,7 +29,8 @@ class FilesForm:
     Attributes:
         key: of its hop.
         parent: key of the engine that it runs.
-        detector: the opened bundle.
+        detector: the opened bundle, with the same ``limits``.
+        limits: which files are accepted.
         refused: files that the gate could read and the runtime could not, each with the reason.
         mosaics_compared: files whose mosaic was compared byte by byte.
         differing: those of them with another mosaic, each with what differs.
@@ -38,6 +40,7 @@ class FilesForm:
     parent: str
     precision: str
     detector: Detector
+    limits: DecodeLimits = field(default_factory=DecodeLimits)
     refused: list[tuple[str, str]] = field(default_factory=list)
     mosaics_compared: int = 0
     differing: list[tuple[str, str]] = field(default_factory=list)
@@ -85,7 +88,7 @@ class FilesForm:
     def _is_reversed(self, path: Path, mosaic: NDArray[np.uint8]) -> bool:
         """Reversed channels change the grey values too, and with them which patches are chosen."""
         try:
-            pixels, _ = reference_pixels(path)
+            pixels, _ = reference_pixels(path, self.limits)
             turned = mosaic_from_image(pixels[..., ::-1], self.detector.bundle.manifest.preprocessing)
         except DgsNetError:
             return False

@@ -7,8 +7,8 @@ counts and the permutation come from the checkpoint, not from the bundle under t
 
 It decodes what Pillow reads as bilevel, grey, RGB, palette, CMYK or 16-bit grey, with or without
 transparency, by the rules that ``runtime.decode`` states: the first frame, upright, on white, the high byte
-of 16 bits. What is left (HEIC, Lab, 32-bit samples) takes the runtime's decoder here too, and is counted:
-its decoding is not checked, its patch selection is.
+of 16 bits. What is left (HEIC, Lab, 32-bit samples, files that end early where those are allowed) takes the
+runtime's decoder here too, and is counted: its decoding is not checked, its patch selection is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.decode import FORMATS, MAX_PIXELS, MAX_SIDE, decode_image
+from runtime.decode import FORMATS, DecodeLimits, decode_image
 from runtime.errors import ImageError
 from runtime.spec import Preprocessing
 
@@ -50,24 +50,36 @@ class ReferenceMosaic:
     is_independent: bool
 
 
-def reference_mosaic(path: Path, preprocessing: Preprocessing) -> ReferenceMosaic:
+def reference_mosaic(
+    path: Path, preprocessing: Preprocessing, limits: DecodeLimits | None = None
+) -> ReferenceMosaic:
     """Returns the mosaic of a file, made independently of the runtime.
+
+    Args:
+        path: the file.
+        preprocessing: counts and permutation.
+        limits: which files are accepted; None for the default ones.
 
     Raises:
         ImageError: the file cannot be read or is smaller than one patch.
     """
-    image, is_independent = reference_pixels(path)
+    image, is_independent = reference_pixels(path, limits)
     return ReferenceMosaic(mosaic_from_image(image, preprocessing, str(path)), is_independent)
 
 
-def reference_pixels(path: Path) -> tuple[NDArray[np.uint8], bool]:
+def reference_pixels(path: Path, limits: DecodeLimits | None = None) -> tuple[NDArray[np.uint8], bool]:
     """Returns a file's pixels, uint8 ``[H, W, 3]``, and whether the runtime had no part in decoding them.
+
+    Args:
+        path: the file.
+        limits: which files are accepted; None for the default ones.
 
     Raises:
         ImageError: the file cannot be read.
     """
-    image = _plain_pixels(path)
-    return (decode_image(path), False) if image is None else (image, True)
+    limits = limits or DecodeLimits()
+    image = _plain_pixels(path, limits)
+    return (decode_image(path, **vars(limits)), False) if image is None else (image, True)
 
 
 def mosaic_from_image(
@@ -110,7 +122,7 @@ def _entropies(patches: NDArray[np.uint8]) -> NDArray[np.float64]:
     return np.round(np.concatenate(entropies), _DECIMALS)
 
 
-def _plain_pixels(path: Path) -> NDArray[np.uint8] | None:
+def _plain_pixels(path: Path, limits: DecodeLimits) -> NDArray[np.uint8] | None:
     """Returns a picture's pixels, None where the rules here do not reach or Pillow does not read it."""
     from PIL import Image, ImageOps
 
@@ -120,7 +132,8 @@ def _plain_pixels(path: Path) -> NDArray[np.uint8] | None:
             warnings.simplefilter("ignore")
             # Formats and sizes that the runtime refuses have no verdict, and some formats start a program.
             with Image.open(path, formats=(*FORMATS, "MPO")) as opened:
-                if opened.width * opened.height > MAX_PIXELS or max(opened.size) > MAX_SIDE:
+                is_large = opened.width * opened.height > limits.max_pixels
+                if is_large or max(opened.size) > limits.max_side:
                     return None
                 opened.load()
                 return _rgb(ImageOps.exif_transpose(opened))

@@ -65,6 +65,20 @@ def images_needed(bound: float, flips: int = 0, confidence: float = CONFIDENCE) 
     return high
 
 
+def sign_test(one: int, other: int) -> float:
+    """Returns how likely a split at least this uneven is if both ways were equally likely: two-sided, exact.
+
+    Of pictures that were right before and wrong after, and the reverse, that is McNemar's exact test.
+    Source: McNemar, Psychometrika 12 (1947).
+
+    Args:
+        one: changes one way.
+        other: changes the other way; both 0 gives 1.
+    """
+    count = one + other
+    return min(1.0, 2.0 * math.exp(_log_at_most(min(one, other), count, 0.5))) if count else 1.0
+
+
 def _log_at_most(count: int, images: int, rate: float) -> float:
     """Returns log P(X <= count) of a binomial variable; logarithms, so that nothing underflows."""
     if rate >= 1.0:
