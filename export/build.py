@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.bundle.golden import synthetic_mosaics, write_golden
+from export.bundle.replacing import PlannedEngine, decision_lost, engines_lost, require_engines_kept
 from export.bundle.writer import BundleWriter
-from export.engine.builder import require_buildable
 from export.engine.naming import slug_from_text
 from export.engine.options import BuildOptions
-from export.engines import add_engines
+from export.engines import add_engines, planned_engines
 from export.graph.rules import check_rules
 from export.onnx_checks import check_contract, check_structure, opset_version
 from export.onnx_files import load_model
@@ -25,7 +25,7 @@ from export.precision.conversion import fp16_from_fp32
 from export.precision.headroom import OverflowReport
 from export.precision.overflow import overflow_report
 from export.precision.report import PrecisionReport
-from export.source import ONNX, source_kind
+from export.source import ONNX, RUN, source_kind
 from export.steps.clock import Phase, PhaseClock
 from export.steps.gate import Staged, judged_entries, run_gate, write_reports
 from export.steps.graph import References, SourceFacts, write_graph
@@ -34,6 +34,7 @@ from runtime.bundle.engine_entry import EngineEntry
 from runtime.bundle.manifest import GOLDEN_NAME, MODEL_FP16_NAME, MODEL_NAME, SCHEMA_VERSION, graph_json
 from runtime.console import logger
 from runtime.errors import ParityError, UsageError
+from runtime.names import printable_name
 from runtime.spec import CLASSES, Preprocessing
 from runtime.tolerances import TOLERANCES
 
@@ -52,6 +53,7 @@ class BundleOptions:
         allow_failed: whether a bundle that fails its gate is written all the same, every engine marked so.
         command: the options as given, without paths, for the provenance.
         name: of the model inside engine file names; "" takes the backbone's.
+        overwrite: whether a bundle in the output's place may lose engines that this build does not make.
     """
 
     backends: tuple[str, ...] = ("onnxruntime",)
@@ -61,6 +63,7 @@ class BundleOptions:
     allow_failed: bool = False
     command: tuple[str, ...] = ()
     name: str = ""
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,13 +105,12 @@ def build_bundle(source: Path, output: Path, options: BundleOptions) -> BundleRe
         GateFailedError: an FP16 engine would not be FP16, or a value overflows in it.
         EngineBuildError: a graph or an engine cannot be built.
         MissingDependencyError: a backend asked for is not installed.
-        UsageError: the output cannot be written or is no bundle, or the disk is full.
+        UsageError: the output cannot be written, is no bundle, or holds engines that would be lost, or the
+            disk is full.
     """
-    for backend in options.backends:
-        if backend != "onnxruntime":
-            require_buildable(options.engine, backend=backend)
+    planned = planned_engines(options.backends, options.engine)
     try:
-        return _build(source, output, options)
+        return _build(source, output, options, planned)
     except OSError as err:
         if err.errno not in _NO_ROOM:
             raise
@@ -117,10 +119,14 @@ def build_bundle(source: Path, output: Path, options: BundleOptions) -> BundleRe
         ) from err
 
 
-def _build(source: Path, output: Path, options: BundleOptions) -> BundleReport:
+def _build(source: Path, output: Path, options: BundleOptions, planned: list[PlannedEngine]) -> BundleReport:
     clock = PhaseClock()
     golden = synthetic_mosaics() if options.golden is None else options.golden
     with BundleWriter(output) as writer:
+        # From here on the lock is ours: no engine can come that is not looked at.
+        if not options.overwrite:
+            require_engines_kept(output, planned)
+        lost, set_by = engines_lost(output, planned), decision_lost(output)
         model_path, half_path = writer.path(MODEL_NAME), writer.path(MODEL_FP16_NAME)
         facts, references = write_graph(source, model_path, golden, clock)
         with clock.phase("check the FP32 graph"):
@@ -142,7 +148,7 @@ def _build(source: Path, output: Path, options: BundleOptions) -> BundleReport:
             staged = Staged(facts, references, golden, embed_dim, options.engine.profiles[0])
             gate = run_gate(writer, staged, engines, options.command)
         _show(gate, options)
-        write_reports(writer, gate, overflow)
+        write_reports(writer, gate, overflow, engines)
         judged = judged_entries(engines, gate, is_sound=gate.passed and overflow.passed)
         content = {
             "schema": SCHEMA_VERSION,
@@ -165,15 +171,30 @@ def _build(source: Path, output: Path, options: BundleOptions) -> BundleReport:
         }
         with clock.phase("hash, sync and publish"):
             bundle = writer.commit(content)
+    for entry in lost:
+        logger.info("%s: %s is gone, the build replaced the whole bundle (--overwrite)", output, entry.file)
+    if set_by is not None:
+        logger.warning("%s: its decision, set by %s, is gone: it has its source's again", output, set_by)
     for phase in clock.phases:
         logger.debug("%s: %.1f s", phase.name, phase.seconds)
     logger.info(
         "decision: threshold %.6g, temperature %.4g, %s",
         facts.decision.threshold,
         facts.decision.temperature,
-        "calibrated" if facts.calibrated else "not calibrated (python -m train calibrate sets them)",
+        "calibrated" if facts.calibrated else _how_to_calibrate(source, output),
     )
     return BundleReport(bundle, tuple(judged), precision, overflow, gate, tuple(clock.phases))
+
+
+def _how_to_calibrate(source: Path, output: Path) -> str:
+    name = printable_name(str(output))
+    if source_kind(source) == RUN:
+        run = printable_name(str(source))
+        return (
+            f"not calibrated (python -m train calibrate {run} DATA fits them, python -m export set-decision "
+            f"{name} --from {run} puts them in)"
+        )
+    return f"not calibrated (python -m export set-decision {name} --threshold P sets it)"
 
 
 def _check_loading(

@@ -1,6 +1,6 @@
-"""A trained run as export sees it: reference logits in PyTorch, and the merged FP32 ONNX graph.
+"""A trained run as export sees it: reference logits in PyTorch, the merged FP32 ONNX graph, its decision.
 
-The only module of this room that imports ``train`` (and with it torch).
+The only module of this room that imports ``train``, and with it torch, which the record alone does without.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,45 @@ from numpy.typing import NDArray
 from export.graph.detector import OPSET, detector_graph
 from export.graph.tower import tower_from_torch
 from export.onnx_files import save_graph
+from export.onnx_metadata import contract_metadata
 from export.source import is_official
 from runtime.decision import Decision
-from runtime.errors import CheckpointError, MissingDependencyError, UsageError
+from runtime.errors import CheckpointError, MissingDependencyError, SpecError, UsageError
 from runtime.spec import Preprocessing
 
 _BATCH = 16
+
+
+@dataclass(frozen=True)
+class RecordedDecision:
+    """What a run's record says of its decision.
+
+    Attributes:
+        decision: threshold, temperature and uncertain band.
+        calibrated: whether threshold and temperature were fitted.
+        weights_sha256: SHA-256 (hex) of the weights that it was fitted on.
+    """
+
+    decision: Decision
+    calibrated: bool
+    weights_sha256: str
+
+
+def recorded_decision(run: Path) -> RecordedDecision:
+    """Returns the decision in RUN/checkpoint.json; torch is not needed, and weights are not read.
+
+    Raises:
+        CheckpointError: the record is missing, damaged or of another version.
+    """
+    from train.record import RECORD_NAME, read_record
+
+    record = read_record(run)
+    try:
+        decision = Decision.from_json(record["decision"])
+        sha256 = record["weights_sha256"]
+    except (KeyError, SpecError) as err:
+        raise CheckpointError(f"{run / RECORD_NAME}: found no usable decision ({err}); train again") from err
+    return RecordedDecision(decision, "calibration" in record, str(sha256))
 
 
 class CheckpointSource:
@@ -137,7 +171,7 @@ class CheckpointSource:
             opset=opset,
         )
         parameters = graph.parameters
-        save_graph(graph, path)
+        save_graph(graph, path, metadata=contract_metadata(self.embed_dim, opset))
         return parameters
 
 

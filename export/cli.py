@@ -9,10 +9,13 @@ from export.commands.doctor import doctor
 from export.commands.inspect import inspect_command
 from export.commands.onnx import onnx
 from export.commands.parity import parity
+from export.commands.set_decision import set_decision
 from export.commands.verify import verify
+from runtime import __version__
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="dgsnet-export")
 def cli() -> None:
     """Turns a trained checkpoint into a verified bundle with ONNX graphs and engines.
 
@@ -20,5 +23,5 @@ def cli() -> None:
     """
 
 
-for _command in (build_engine, onnx, parity, verify, inspect_command, doctor):
+for _command in (build_engine, onnx, set_decision, parity, verify, inspect_command, doctor):
     cli.add_command(_command)

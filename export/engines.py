@@ -6,8 +6,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from export.bundle.build_figures import BuildFigures
 from export.bundle.hashing import file_entry
+from export.bundle.replacing import PlannedEngine
 from export.bundle.writer import BundleWriter
+from export.engine.builder import require_buildable
 from export.engine.naming import engine_file_name
 from export.engine.options import BuildOptions, BuiltEngine
 from export.parity.forms.form import ENGINE, ONNX_FP32, Form, opened_form
@@ -31,6 +34,7 @@ class StagedEngine:
         device: "cpu", "cuda", or the GPU's "sm_<NN>"; "" for a TensorRT engine without a GPU.
         facts: size, time and precision of the build, in words; "" where nothing was built.
         absent: why the build itself could not open it here; "" when it could or did not try.
+        figures: time and memory of the build; None where nothing was built.
     """
 
     path: Path
@@ -38,6 +42,7 @@ class StagedEngine:
     device: str
     facts: str = ""
     absent: str = ""
+    figures: BuildFigures | None = None
 
     @property
     def key(self) -> str:
@@ -90,6 +95,19 @@ class StagedEngine:
         return f"{found}; {self.facts}" if self.facts else f"{self.device}: {found}"
 
 
+def planned_engines(backends: tuple[str, ...], options: BuildOptions) -> list[PlannedEngine]:
+    """Returns the engine files that a build will make, or refuses it before any work is done.
+
+    Raises:
+        MissingDependencyError, UsageError, EngineBuildError: as ``require_buildable``.
+    """
+    planned = []
+    for backend in (name for name in backends if name != "onnxruntime"):
+        _trt, _gpu, targets = require_buildable(options, backend=backend)
+        planned.append(PlannedEngine(backend, options.precision, targets, options.engine_profiles))
+    return planned
+
+
 def add_engines(writer: BundleWriter, backend: str, slug: str, options: BuildOptions) -> list[StagedEngine]:
     """Builds what one backend needs into a bundle that is being written.
 
@@ -125,6 +143,7 @@ def staged_engine(built: BuiltEngine, slug: str) -> StagedEngine:
         device="" if gpu is None else gpu.target,
         facts=f"{built.size / 2**20:.1f} MiB in {built.seconds:.1f} s{share}",
         absent=built.reason,
+        figures=BuildFigures(built.seconds, built.peak_bytes),
     )
 
 

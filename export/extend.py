@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from export.bundle.add_engine import add_engine, recover
+from export.bundle.add_engine import add_engine
 from export.bundle.lock import bundle_lock
+from export.bundle.recovery import recover
 from export.engine.builder import build_engine, require_buildable
 from export.engine.naming import slug_from_text
 from export.engine.options import BuildOptions
@@ -78,7 +79,7 @@ def add_backends(
             if verified == "failed" and not allow_failed:
                 raise ParityError(f"{backend}: not added, {found}; --allow-failed-parity adds it as failed")
             entry = replace(engine.entry, verified=verified)
-            entry = add_engine(bundle, built.path, entry, built_from=manifest.files)
+            entry = add_engine(bundle, built.path, entry, built_from=manifest.files, figures=engine.figures)
             built.path.unlink()
             added.append((entry, engine.state(found)))
     return added

@@ -6,26 +6,22 @@ Never imports torch. A file that this module writes depends on the graph alone: 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from export.graph.builder import WrittenGraph
 from export.onnx_traces import is_external, strip_traces
+from export.onnx_weights import check_external, data_path, moved_to, tensor_from_array, weights_beside
 from runtime.errors import EngineBuildError, MissingDependencyError, SpecError, one_line
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
 
 EXTERNAL_THRESHOLD_BYTES = 100_000_000
-# Shape constants must stay in the graph file: shape inference reads them, and it never opens the data file.
-_SMALL_TENSOR_BYTES = 1024
-_BAND = 64
-_ALIGNMENT = 4096  # a page, so that a runtime can map the weights instead of copying them
 
 
 def require_onnx() -> Any:
@@ -45,13 +41,12 @@ def require_onnx() -> Any:
     return onnx
 
 
-def data_path(path: Path) -> Path:
-    """Returns where the weights of an ONNX file lie when they are not inside it."""
-    return path.with_name(path.name + ".data")
-
-
 def save_graph(
-    graph: WrittenGraph, path: Path, *, external_threshold: int = EXTERNAL_THRESHOLD_BYTES
+    graph: WrittenGraph,
+    path: Path,
+    *,
+    external_threshold: int = EXTERNAL_THRESHOLD_BYTES,
+    metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Writes a graph whose weights are arrays: one of them at a time is copied, and each is written once.
 
@@ -61,16 +56,23 @@ def save_graph(
         graph: its model is completed in place.
         path: the graph file; above the threshold its weights go to ``<name>.data`` beside it.
         external_threshold: bytes of weights from which on they are written beside the graph.
+        metadata: what the file says of itself; ``export.onnx_metadata`` has that of a contract graph.
     """
     total = sum(array.nbytes for array in graph.weights.values())
-    with _weights_beside(path, total >= external_threshold) as stream:
+    with weights_beside(path, total >= external_threshold) as stream:
         for name, array in graph.weights.items():
-            graph.model.graph.initializer.append(_tensor_from(stream, data_path(path).name, name, array))
-    strip_traces(graph.model)
+            graph.model.graph.initializer.append(tensor_from_array(stream, data_path(path).name, name, array))
+    strip_traces(graph.model, metadata)
     path.write_bytes(graph.model.SerializeToString(deterministic=True))
 
 
-def save_model(model: ModelProto, path: Path, *, external_threshold: int = EXTERNAL_THRESHOLD_BYTES) -> None:
+def save_model(
+    model: ModelProto,
+    path: Path,
+    *,
+    external_threshold: int = EXTERNAL_THRESHOLD_BYTES,
+    metadata: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Writes a model whose weights are in memory; ``model`` is left as it is.
 
     Everything that an exporter leaves about itself is dropped: documentation strings, metadata of model,
@@ -80,6 +82,7 @@ def save_model(model: ModelProto, path: Path, *, external_threshold: int = EXTER
         model: with every weight in memory.
         path: the graph file; above the threshold its weights go to ``<name>.data`` beside it.
         external_threshold: bytes of weights from which on they are written beside the graph.
+        metadata: what the file says of itself; ``export.onnx_metadata`` has that of a contract graph.
 
     Raises:
         EngineBuildError: a weight of the model lies in a file that was not loaded.
@@ -91,10 +94,10 @@ def save_model(model: ModelProto, path: Path, *, external_threshold: int = EXTER
         )
     # Not len(raw_data): every access to that field copies it.
     total = sum(tensor.ByteSize() for tensor in model.graph.initializer)
-    with _weights_beside(path, total >= external_threshold) as stream:
+    with weights_beside(path, total >= external_threshold) as stream:
         location = data_path(path).name
-        slim = _copy(model, lambda tensor: tensor if stream is None else _moved_to(stream, location, tensor))
-    strip_traces(slim)
+        slim = _copy(model, lambda tensor: tensor if stream is None else moved_to(stream, location, tensor))
+    strip_traces(slim, metadata)
     path.write_bytes(slim.SerializeToString(deterministic=True))
 
 
@@ -134,7 +137,7 @@ def load_model(path: Path, *, weights: bool = True) -> ModelProto:
         raise SpecError(f"{path.name}: found no graph inside, expected an ONNX model; export it again")
     for tensor in model.graph.initializer:
         if is_external(tensor):
-            _check_external(path, tensor)
+            check_external(path, tensor)
     if weights:
         try:
             onnx.load_external_data_for_model(model, str(path.parent))
@@ -170,7 +173,7 @@ def inferred_types(model: ModelProto) -> dict[str, int]:
 
 def without_weights(model: ModelProto) -> ModelProto:
     """Returns a copy whose large weights say where they would lie, enough for shape and type inference."""
-    return _copy(model, lambda tensor: _moved_to(None, "weights", tensor))
+    return _copy(model, lambda tensor: moved_to(None, "weights", tensor))
 
 
 def check_finite(tensor: TensorProto, place: str) -> None:
@@ -211,89 +214,3 @@ def _set_field(message: Any, name: str, value: Any) -> None:
         target.CopyFrom(value)
     else:
         setattr(message, name, value)
-
-
-@contextmanager
-def _weights_beside(path: Path, is_large: bool) -> Iterator[IO[bytes] | None]:
-    """Gives the stream of the data file, or None after removing that of an earlier, larger model."""
-    if not is_large:
-        data_path(path).unlink(missing_ok=True)
-        yield None
-        return
-    with data_path(path).open("wb") as stream:
-        yield stream
-
-
-def _tensor_from(stream: IO[bytes] | None, location: str, name: str, array: NDArray[Any]) -> TensorProto:
-    """Returns an array as a tensor, its bytes inside or in the data file."""
-    from onnx import helper, numpy_helper
-
-    plain = _row_by_row(array)
-    if stream is None or plain.nbytes < _SMALL_TENSOR_BYTES:
-        tensor: TensorProto = numpy_helper.from_array(plain, name)
-        if stream is None or tensor.ByteSize() < _SMALL_TENSOR_BYTES:
-            return tensor
-    kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-    return _placed(stream, location, name, kind, plain.shape, plain.data)
-
-
-def _row_by_row(array: NDArray[Any]) -> NDArray[Any]:
-    """Returns an array as raw data is stored: row by row, little-endian."""
-    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    if array.ndim != 2 or array.flags.c_contiguous:
-        return np.asarray(array, order="C")
-    # In bands that stay in the cache: three times as fast as numpy's own copy of a transposed matrix.
-    plain = np.empty(array.shape, array.dtype)
-    for start in range(0, array.shape[1], _BAND):
-        plain[:, start : start + _BAND] = array[:, start : start + _BAND]
-    return plain
-
-
-def _moved_to(stream: IO[bytes] | None, location: str, tensor: TensorProto) -> TensorProto:
-    """Returns a tensor that points into the data file; ``stream`` None writes nothing."""
-    if tensor.ByteSize() < _SMALL_TENSOR_BYTES or not tensor.HasField("raw_data"):
-        return tensor
-    content = memoryview(b"" if stream is None else tensor.raw_data)
-    return _placed(stream, location, tensor.name, tensor.data_type, tensor.dims, content)
-
-
-def _placed(
-    stream: IO[bytes] | None,
-    location: str,
-    name: str,
-    data_type: int,
-    dims: Sequence[int],
-    content: memoryview,
-) -> TensorProto:
-    from onnx import TensorProto
-
-    offset = length = 0
-    if stream is not None:
-        stream.write(b"\0" * (-stream.tell() % _ALIGNMENT))
-        offset = stream.tell()
-        length = stream.write(content.cast("B"))
-    moved = TensorProto(name=name, data_type=data_type, dims=dims)
-    moved.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", location), ("offset", offset), ("length", length)):
-        moved.external_data.add(key=key, value=str(value))
-    return moved
-
-
-def _check_external(path: Path, tensor: TensorProto) -> None:
-    fields = {entry.key: entry.value for entry in tensor.external_data}
-    location = fields.get("location", "")
-    if not location or location in (".", "..") or os.path.basename(location) != location or "\\" in location:
-        raise SpecError(
-            f"{path.name}: weight {tensor.name} lies at {location!r}, expected a file beside the graph"
-        )
-    file = path.parent / location
-    if file.is_symlink() or not file.is_file():
-        raise SpecError(f"{path.name}: its weights {location} are missing; copy that file beside it")
-    try:
-        end = int(fields.get("offset", "0")) + int(fields.get("length", "0"))
-    except ValueError as err:
-        raise SpecError(f"{path.name}: weight {tensor.name} has a place that is no number") from err
-    if file.stat().st_size < end:
-        raise SpecError(
-            f"{location}: found {file.stat().st_size} bytes, expected at least {end}; copy the file again"
-        )

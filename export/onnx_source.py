@@ -10,8 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.onnx_checks import check_batch_is_free, check_contract, check_plain_fp32, check_structure
+from export.onnx_checks import (
+    check_batch_is_free,
+    check_contract,
+    check_plain_fp32,
+    check_structure,
+    opset_version,
+)
 from export.onnx_files import check_finite, external_files, load_model, save_model
+from export.onnx_metadata import contract_metadata
 from export.parity.forms.form import run_in_chunks
 from runtime.backends.onnx_session import OnnxSession
 from runtime.decision import Decision
@@ -66,7 +73,7 @@ class OnnxSource:
             return run_in_chunks(session, images, 1)
 
     def write_onnx(self, path: Path) -> int:
-        """Writes the model without its exporter's traces; returns how many numbers its weights are.
+        """Writes the model with our metadata for its exporter's; returns how many numbers its weights are.
 
         Raises:
             SpecError: a weight is not finite.
@@ -75,7 +82,7 @@ class OnnxSource:
         model = load_model(self._path)
         for tensor in model.graph.initializer:
             check_finite(tensor, self._path.name)
-        save_model(model, path)
+        save_model(model, path, metadata=contract_metadata(self.embed_dim, opset_version(model)))
         return sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
 
 

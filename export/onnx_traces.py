@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,8 +14,13 @@ def is_external(tensor: TensorProto) -> bool:
     return bool(tensor.data_location == type(tensor).EXTERNAL)
 
 
-def strip_traces(model: ModelProto) -> None:
-    """Drops what an exporter leaves about itself, in place: texts, metadata, names of tools, paths."""
+def strip_traces(model: ModelProto, metadata: Mapping[str, str]) -> None:
+    """Drops what an exporter leaves about itself, in place: texts, metadata, names of tools, paths.
+
+    Args:
+        model: whatever it was made by.
+        metadata: what the model is to say of itself afterwards, in this order.
+    """
     for name in (
         "doc_string",
         "metadata_props",
@@ -25,6 +31,8 @@ def strip_traces(model: ModelProto) -> None:
     ):
         model.ClearField(name)
     model.producer_name = "dgsnet"
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
     _strip_graph(model.graph)
     for function in model.functions:
         _clear(function)

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+import runtime
+
 HEAVY = (
     "torch",
     "triton",
@@ -37,7 +39,7 @@ COMMANDS = {
         "import-official",
         "export-official",
     ),
-    "export": ("", "build-engine", "onnx", "parity", "verify", "inspect", "doctor"),
+    "export": ("", "build-engine", "onnx", "set-decision", "parity", "verify", "inspect", "doctor"),
     "runtime": ("", "predict", "bench", "info", "selftest"),
     "kernels": ("", "bench", "report"),
 }
@@ -77,3 +79,11 @@ def test_commands__are_all_listed_here(room: str) -> None:
         check=True,
     )
     assert set(done.stdout.split()) == set(COMMANDS[room]) - {""}
+
+
+@pytest.mark.parametrize("room", list(COMMANDS))
+def test_version__is_shown_by_every_command_line(room: str) -> None:
+    words = [sys.executable, "-m", room, "--version"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout == f"dgsnet-{room}, version {runtime.__version__}\n"
+    assert done.stderr == ""

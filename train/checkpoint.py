@@ -1,10 +1,10 @@
-"""RUN/checkpoint.safetensors and RUN/checkpoint.json: what training writes and export reads."""
+"""A run's model, written to RUN/checkpoint.safetensors with its record and built again from both."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.bundle.manifest import MANIFEST_NAME
+from runtime import __version__
 from runtime.decision import Decision
 from runtime.errors import CheckpointError, SpecError, UsageError
 from runtime.files import write_atomically
 from runtime.spec import CLASSES, Preprocessing
-from train.config import TrainConfig
+from train.config import StoredConfig, TrainConfig, stored_config
 from train.model.backbone import BackboneInfo, base_state, empty_clip, load_clip, weights_sha256
 from train.model.detector import HEAD_PREFIX, DgsNet
 from train.model.lora import load_lora_state, lora_state
 from train.recipes import build_model
+from train.record import RECORD_NAME, SCHEMA_VERSION, read_record, write_record
 
-SCHEMA_VERSION = 1
 WEIGHTS_NAME = "checkpoint.safetensors"
-RECORD_NAME = "checkpoint.json"
 BASE_PREFIX = "base."
-DIGEST_KEY = "digest"
+
+logger = logging.getLogger("dgsnet.train")
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ def save_checkpoint(
     encoded = save({name: tensor.cpu().float().contiguous() for name, tensor in tensors.items()})
     record = {
         "schema": SCHEMA_VERSION,
+        "dgsnet": __version__,
         "config": config.to_json(),
         "backbone": dataclasses.asdict(backbone),
         "lora": _lora_facts(config),
@@ -88,70 +89,12 @@ def save_checkpoint(
     write_record(run, record)
 
 
-def write_record(run: Path, record: dict[str, Any]) -> None:
-    """Writes RUN/checkpoint.json atomically, with a fresh digest as its last key."""
-    body = {key: value for key, value in record.items() if key != DIGEST_KEY}
-    body[DIGEST_KEY] = record_digest(body)
-    write_atomically(run / RECORD_NAME, (json.dumps(body, indent=1, allow_nan=False) + "\n").encode())
-
-
-def record_digest(record: dict[str, Any]) -> str:
-    """Returns the SHA-256 (hex) of a record's canonical JSON, its own digest left out.
-
-    Canonical is what ``runtime.bundle.manifest.canonical_json`` writes, but in ASCII: a setting may hold the
-    name of a file that is not valid Unicode.
-    """
-    body = {key: value for key, value in record.items() if key != DIGEST_KEY}
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def read_record(run: Path) -> dict[str, Any]:
-    """Returns the content of RUN/checkpoint.json.
-
-    Raises:
-        CheckpointError: missing, not JSON, of another schema, or changed since it was written.
-    """
-    path = run / RECORD_NAME
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        schema = record["schema"]
-        digest = record_digest(record) if schema == SCHEMA_VERSION else ""
-    except (FileNotFoundError, NotADirectoryError) as err:
-        raise CheckpointError(
-            f"{run}: found {_kind(run)}, expected the folder of a trained run, with {RECORD_NAME} in it"
-        ) from err
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as err:
-        raise CheckpointError(
-            f"{path}: not a run's checkpoint ({err}); train one with dgsnet-train fit"
-        ) from err
-    if schema != SCHEMA_VERSION:
-        raise CheckpointError(
-            f"{path}: found schema {schema!r}, this version reads {SCHEMA_VERSION}; upgrade dgsnet"
-        )
-    if record.get(DIGEST_KEY) != digest:
-        raise CheckpointError(
-            f"{path}: changed or damaged since it was written (digest differs); restore it or train again"
-        )
-    return dict(record)
-
-
-def _kind(path: Path) -> str:
-    """Returns what is there instead of a run with a checkpoint, for a message."""
-    if (path / MANIFEST_NAME).is_file():
-        return "a bundle, which holds no checkpoint"
-    if (path / "resume").is_dir():
-        return "a run that has saved no checkpoint yet (train fit --resume goes on with it)"
-    if path.is_dir():
-        return "another folder"
-    return f"a file ({path.suffix or 'without suffix'})" if path.exists() else "nothing there"
-
-
 def load_checkpoint(run: Path) -> Checkpoint:
     """Rebuilds the trained model, adapters unmerged, in eval mode on the CPU in float32.
 
     Raises:
-        CheckpointError: files missing, damaged, with non-finite weights, or of another backbone.
+        CheckpointError: files missing, damaged, with non-finite weights, of another backbone, or without a
+            setting that shapes the model. One that does not may be absent, with a warning.
     """
     record = read_record(run)
     path = run / WEIGHTS_NAME
@@ -192,7 +135,7 @@ def _read_weights(run: Path, record: dict[str, Any]) -> dict[str, Tensor]:
 
 def _described(path: Path, record: dict[str, Any]) -> tuple[TrainConfig, BackboneInfo, Decision]:
     try:
-        config = TrainConfig.from_json(record["config"])
+        stored = stored_config(record["config"])
         backbone = BackboneInfo.from_json(record["backbone"])
         decision = Decision.from_json(record["decision"])
         preprocessing = Preprocessing.from_json(record["preprocessing"])
@@ -201,6 +144,7 @@ def _described(path: Path, record: dict[str, Any]) -> tuple[TrainConfig, Backbon
         raise CheckpointError(f"{path}: field {err} is missing; train again") from err
     except (UsageError, SpecError, CheckpointError) as err:
         raise CheckpointError(f"{path}: missing or malformed field ({err})") from err
+    config = stored.config
     if merged is not False or preprocessing != Preprocessing():
         raise CheckpointError(f"{path}: merged weights or foreign preprocessing cannot be loaded")
     if classes != list(CLASSES):
@@ -213,7 +157,24 @@ def _described(path: Path, record: dict[str, Any]) -> tuple[TrainConfig, Backbon
         raise CheckpointError(
             f"{path}: backbone.name: found {backbone.name!r}, but its config says {config.backbone!r}"
         )
+    _warn_of_another_version(path, stored, record)
     return config, backbone, decision
+
+
+def _warn_of_another_version(path: Path, stored: StoredConfig, record: dict[str, Any]) -> None:
+    """Names what the writer of a record and this version do not both know; none of it shapes the model."""
+    told = []
+    if stored.absent:
+        told.append(f"{', '.join(stored.absent)} absent, taken as this version's defaults")
+    if stored.unknown:
+        told.append(f"{', '.join(stored.unknown)} unknown here, passed over")
+    if told:
+        logger.warning(
+            "%s: written by %s: %s; these settings only say how the model was trained",
+            path,
+            f"dgsnet {record['dgsnet']!s:.20}" if "dgsnet" in record else "an earlier dgsnet",
+            "; ".join(told),
+        )
 
 
 def _lora_facts(config: TrainConfig) -> dict[str, Any]:

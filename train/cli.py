@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from runtime import __version__
 from train.commands.calibrate import calibrate
 from train.commands.caption import caption
 from train.commands.evaluate import evaluate
@@ -14,6 +15,7 @@ from train.demo.command import demo_data
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="dgsnet-train")
 def cli() -> None:
     """Trains DGS-Net detectors of AI-generated images and measures them.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from runtime.errors import GateFailedError, UsageError
 from runtime.files import remove_temporaries
-from train.checkpoint import RECORD_NAME, read_record, read_trained_weights, save_checkpoint
+from train.checkpoint import read_trained_weights, save_checkpoint
 from train.config import TrainConfig
 from train.data.layout import split_folder
 from train.data.mosaics import MosaicSet
@@ -46,6 +46,7 @@ from train.model.text_features import (
 )
 from train.preparation import find_data, prepare_data
 from train.recipes import build_model, recipe_of
+from train.record import RECORD_NAME, read_record
 
 logger = logging.getLogger("dgsnet")
 

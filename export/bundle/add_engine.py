@@ -8,10 +8,10 @@ Everything is first staged in ``parity/.dgsnet-tmp-<id>/``, which readers never 
 3. the staged manifest replaces manifest.json: the commit point;
 4. engine files that the new manifest no longer lists are removed; the staging folder goes last.
 
-A crash leaves the journal. ``recover`` then removes those engines of the journal that the manifest in force
-does not list, which undoes a crash before 3 and completes one after it. Between 2 and 4 an engine lies in the
-bundle that its manifest does not list; readers pass over what a journal names, see
-runtime/bundle/engine_journal.py.
+A crash leaves the journal. ``recover`` in export/bundle/recovery.py then removes those engines of the journal
+that the manifest in force does not list, which undoes a crash before 3 and completes one after it. Between 2
+and 4 an engine lies in the bundle that its manifest does not list; readers pass over what a journal names,
+see runtime/bundle/engine_journal.py.
 """
 
 from __future__ import annotations
@@ -20,40 +20,42 @@ import logging
 import os
 import re
 import secrets
-import shutil
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from export.bundle.build_figures import BuildFigures, read_build_figures, write_build_figures
 from export.bundle.hashing import copy_hashed
 from export.bundle.lock import bundle_lock
+from export.bundle.recovery import bundle_folder, read_manifest, recover_locked
 from runtime.bundle.engine_entry import EngineEntry
 from runtime.bundle.engine_journal import (
     JOURNAL_NAME,
     STAGING_PREFIX,
     journal_bytes,
-    journaled_engines,
-    staging_folders,
 )
 from runtime.bundle.manifest import (
     ENGINES_FOLDER,
     MANIFEST_NAME,
-    MAX_MANIFEST_BYTES,
     PARITY_FOLDER,
     FileEntry,
     Manifest,
     checked_name,
     manifest_bytes,
-    parse_manifest,
 )
-from runtime.errors import ManifestError, UsageError
+from runtime.errors import UsageError
 from runtime.files import sync_folder, write_atomically
 
 logger = logging.getLogger("dgsnet.export.bundle")
 
 
 def add_engine(
-    bundle: Path, engine_file: Path, entry: EngineEntry, *, built_from: dict[str, FileEntry]
+    bundle: Path,
+    engine_file: Path,
+    entry: EngineEntry,
+    *,
+    built_from: dict[str, FileEntry],
+    figures: BuildFigures | None = None,
 ) -> EngineEntry:
     """Copies an engine into a bundle and lists it; an entry for the same file name is replaced.
 
@@ -62,6 +64,7 @@ def add_engine(
         engine_file: the engine; it stays where it is.
         entry: what the manifest will say; ``entry.file`` is ``engines/<name>.engine``.
         built_from: the files of the bundle as they were when the engine was built from them.
+        figures: what its build took, for parity/build.json.
 
     Returns:
         The entry as written. A replaced file's name is never used again for other bytes, so the name may
@@ -77,10 +80,10 @@ def add_engine(
         raise UsageError(f"engine file {entry.file!r}: expected {ENGINES_FOLDER}/<name>.engine")
     if not engine_file.is_file() or not engine_file.stat().st_size:
         raise UsageError(f"{engine_file}: found no engine there, or an empty one; build it again")
-    bundle = _bundle_folder(bundle)
+    bundle = bundle_folder(bundle)
     with bundle_lock(bundle):
-        _recover(bundle)
-        manifest = _read_manifest(bundle)
+        recover_locked(bundle)
+        manifest = read_manifest(bundle)
         for graph in (name for name in manifest.files if PurePosixPath(name).parts[0] != ENGINES_FOLDER):
             if manifest.files[graph] != built_from.get(graph):
                 raise UsageError(
@@ -95,6 +98,10 @@ def add_engine(
             (bundle / ENGINES_FOLDER).mkdir(exist_ok=True)
             os.rename(staging / "engine", bundle / final)
             sync_folder(bundle / ENGINES_FOLDER)
+            if figures is not None:
+                # A name that the manifest will not list, should we be killed now, is passed over.
+                known = read_build_figures(bundle, manifest)
+                write_build_figures(bundle / PARITY_FOLDER, known | {final: figures})
             os.replace(staging / MANIFEST_NAME, bundle / MANIFEST_NAME)
             sync_folder(bundle)
         except OSError as err:
@@ -103,20 +110,8 @@ def add_engine(
             ) from err
         finally:
             # The same work after success, an error and a crash: the manifest in force decides what stays.
-            _recover(bundle)
+            recover_locked(bundle)
     return replace(entry, file=final)
-
-
-def recover(bundle: Path) -> list[str]:
-    """Removes what an interrupted ``add_engine`` left in a bundle and returns the names of removed engines.
-
-    Raises:
-        UsageError: another writer is at work.
-        ManifestError: the bundle's manifest is missing or damaged.
-    """
-    folder = _bundle_folder(bundle)
-    with bundle_lock(folder):
-        return _recover(folder)
 
 
 def _stage(
@@ -130,37 +125,6 @@ def _stage(
     write_atomically(staging / MANIFEST_NAME, manifest_bytes(content))
     write_atomically(staging / JOURNAL_NAME, journal_bytes([entry.file], replaced))
     sync_folder(staging.parent)
-
-
-def _recover(bundle: Path) -> list[str]:
-    parity = bundle / PARITY_FOLDER
-    if parity.is_symlink() or not parity.is_dir():
-        return []
-    removed = []
-    for staging in staging_folders(bundle):
-        listed = _read_manifest(bundle).files
-        for name in journaled_engines(staging):
-            if name not in listed and (bundle / name).is_file():
-                (bundle / name).unlink()
-                removed.append(name)
-        if removed:
-            sync_folder(bundle / ENGINES_FOLDER)
-        shutil.rmtree(staging)
-    if not any(parity.iterdir()):
-        parity.rmdir()
-    return removed
-
-
-def _bundle_folder(bundle: Path) -> Path:
-    folder = bundle.resolve()
-    if not (folder / MANIFEST_NAME).is_file():
-        raise ManifestError(f"{bundle}: found no {MANIFEST_NAME} there, expected the folder of a bundle")
-    return folder
-
-
-def _read_manifest(bundle: Path) -> Manifest:
-    with (bundle / MANIFEST_NAME).open("rb") as stream:
-        return parse_manifest(stream.read(MAX_MANIFEST_BYTES + 1))
 
 
 def _family(manifest: Manifest, name: PurePosixPath) -> list[str]:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     "--golden", type=click.Path(path_type=Path), help="folder of pictures to store inside the bundle"
 )
 @click.option("--name", default="", help="model name inside engine file names; default the backbone's")
+@click.option(
+    "--overwrite", is_flag=True, help="replace a bundle at --output although engines in it would be lost"
+)
 @click.option("--plan", "only_plan", is_flag=True, help="forecast memory, disk and minutes; build nothing")
 @click.option("--no-plan-check", is_flag=True, help="build even where the forecast does not fit")
 @click.option(
@@ -47,6 +50,7 @@ def build_engine(
     calibration: Path | None,
     golden: Path | None,
     name: str,
+    overwrite: bool,
     only_plan: bool,
     no_plan_check: bool,
     allow_failed_parity: bool,
@@ -56,6 +60,9 @@ def build_engine(
 
     CHECKPOINT is a run's folder, the authors' .pth, or an ONNX file that follows the graph contract. With a
     bundle instead, an engine for this machine is added to it in place; no torch is needed for that.
+
+    A bundle at --output is replaced, unless it holds engines that this build does not make again (same
+    backend, precision and targets): losing those takes --overwrite.
 
     Nothing is published unless PyTorch, both graphs and every engine that runs here agree on the golden
     mosaics, and no value overflows in FP16.
@@ -72,6 +79,7 @@ def build_engine(
     if is_bundle:
         _refuse_for_bundle(
             {"--output": output, "--golden": golden, "--calibration": calibration}
+            | {"--overwrite": overwrite or None}
             | {word: word for word in precision_words(policy) if word.startswith("--")}
         )
     elif not only_plan:
@@ -91,10 +99,16 @@ def build_engine(
         _require_passed([entry for entry, _state in added])
         return
     from export.build import BundleOptions, build_bundle
+    from export.bundle.replacing import require_engines_kept
+    from export.engines import planned_engines
 
+    target = _required(output)
+    if not overwrite:
+        # Before pictures are read; the build looks again once the bundle is locked.
+        require_engines_kept(target, planned_engines(backends, options))
     report = build_bundle(
         checkpoint,
-        _required(output),
+        target,
         BundleOptions(
             backends=backends,
             engine=options,
@@ -103,6 +117,7 @@ def build_engine(
             allow_failed=allow_failed_parity,
             command=engine.command(name) + precision_words(policy),
             name=name,
+            overwrite=overwrite,
         ),
     )
     _report(report.bundle, list(report.engines), as_json)

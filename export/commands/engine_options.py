@@ -23,10 +23,15 @@ _PRECISION = (
         "--precision", type=click.Choice(["fp16", "fp32"]), help="of TensorRT engines; default fp16"
     ),
 )
+DEFAULT_MIN_BATCH, DEFAULT_OPT_BATCH, DEFAULT_MAX_BATCH = 1, 8, 32
 _BATCH = (
-    click.option("--min-batch", type=int, default=1, show_default=True),
-    click.option("--opt-batch", type=int, default=8, show_default=True),
-    click.option("--max-batch", type=int, default=32, show_default=True),
+    click.option("--min-batch", type=int, help=f"default {DEFAULT_MIN_BATCH}"),
+    click.option(
+        "--opt-batch",
+        type=int,
+        help=f"fastest at this size; default {DEFAULT_OPT_BATCH}, or the nearest that the other two allow",
+    ),
+    click.option("--max-batch", type=int, default=DEFAULT_MAX_BATCH, show_default=True),
     click.option(
         "--batch-1-profile/--no-batch-1-profile",
         default=True,
@@ -70,8 +75,8 @@ class EngineFlags:
 
     backends: tuple[str, ...]
     precision: str | None
-    min_batch: int
-    opt_batch: int
+    min_batch: int | None
+    opt_batch: int | None
     max_batch: int
     batch_1_profile: bool
     targets: tuple[str, ...]
@@ -81,6 +86,15 @@ class EngineFlags:
     optimization_level: int | None
     timing_cache: Path | None
     no_timing_cache: bool
+
+    @property
+    def profile(self) -> tuple[int, int, int]:
+        """The (min, opt, max) batch size; what was not given makes room for what was."""
+        least = DEFAULT_MIN_BATCH if self.min_batch is None else self.min_batch
+        best = self.opt_batch
+        if best is None:
+            best = max(least, min(DEFAULT_OPT_BATCH, self.max_batch))
+        return least, best, self.max_batch
 
     def chosen_backends(self) -> tuple[str, ...]:
         """Returns the backends, each once; onnxruntime where none was named.
@@ -110,7 +124,7 @@ class EngineFlags:
 
         return BuildOptions(
             precision=self.precision or "fp16",
-            profiles=((self.min_batch, self.opt_batch, self.max_batch),),
+            profiles=(self.profile,),
             targets=_split(self.targets),
             workspace_bytes=_bytes(self.workspace),
             policy=policy or PrecisionPolicy(),
@@ -126,8 +140,8 @@ class EngineFlags:
         """Returns the options that decide the result, for the provenance: no path of this machine."""
         words = ["build-engine", "--backend", ",".join(self.chosen_backends())]
         words += ["--precision", self.precision or "fp16"]
-        for flag in ("min_batch", "opt_batch", "max_batch"):
-            words += [_spelled(flag), str(getattr(self, flag))]
+        for flag, size in zip(("--min-batch", "--opt-batch", "--max-batch"), self.profile, strict=True):
+            words += [flag, str(size)]
         if not self.batch_1_profile:
             words.append("--no-batch-1-profile")
         if self.targets:
@@ -180,10 +194,6 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def _split(values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
-
-
-def _spelled(field: str) -> str:
-    return "--" + field.replace("_", "-")
 
 
 def _bytes(text: str | None) -> int | None:

@@ -127,7 +127,10 @@ class BuiltEngine:
     reason: str
 
     def entry(self, file: str, verified: str = "not-run") -> EngineEntry:
-        """Returns what a manifest says of this engine when it lies at ``file`` inside a bundle."""
+        """Returns what a manifest says of this engine when it lies at ``file`` inside a bundle.
+
+        What differs from build to build is not in it: ``export.bundle.build_figures`` keeps that.
+        """
         return EngineEntry(
             file=file,
             backend=self.backend,
@@ -140,6 +143,4 @@ class BuiltEngine:
             verified=verified,
             hardware_compatible=self.hardware_compatible,
             version_compatible=self.version_compatible,
-            build_seconds=round(self.seconds, 1),
-            build_peak_bytes=self.peak_bytes,
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from export.bundle.build_figures import BuildFigures, read_build_figures
+from export.bundle.set_decision import decision_set_by
 from export.inspect.hashes import hashed_files
 from runtime.bundle.engine_entry import EngineEntry
 from runtime.bundle.manifest import Manifest
@@ -39,7 +41,7 @@ def bundle_facts(path: Path) -> dict[str, Any]:
         }
         for name, found in zip(names, hashed_files([folder / name for name in names]), strict=True)
     ]
-    raw = manifest.raw
+    raw, figures = manifest.raw, read_build_figures(folder, manifest)
     return {
         "schema": 1,
         "kind": "bundle",
@@ -47,19 +49,29 @@ def bundle_facts(path: Path) -> dict[str, Any]:
         "digest": manifest.digest,
         "contract": raw["graph"],
         "preprocessing": manifest.preprocessing.to_json(),
-        "decision": manifest.decision.to_json() | {"boundary_logit": manifest.decision.boundary_logit},
+        "decision": {
+            **manifest.decision.to_json(),
+            "boundary_logit": manifest.decision.boundary_logit,
+            "set_by": decision_set_by(manifest),
+        },
         "classes": raw["classes"],
         "tolerances": manifest.tolerances,
         "backbone": raw["backbone"],
         "golden": raw["golden"],
         "provenance": raw["provenance"],
         "files": files,
-        "engines": [_engine(entry, manifest, files) for entry in manifest.engines],
+        "engines": [_engine(entry, manifest, files, figures.get(entry.file)) for entry in manifest.engines],
     }
 
 
-def _engine(entry: EngineEntry, manifest: Manifest, files: list[dict[str, Any]]) -> dict[str, Any]:
+def _engine(
+    entry: EngineEntry, manifest: Manifest, files: list[dict[str, Any]], figures: BuildFigures | None
+) -> dict[str, Any]:
     intact = next(file["intact"] for file in files if file["name"] == entry.file)
     size = manifest.files[entry.file].size
     state = _STATES[entry.verified] if intact else "its file differs from the manifest"
-    return entry.to_json() | {"size": size, "intact": intact, "state": state}
+    took = {
+        "build_seconds": None if figures is None else figures.seconds,
+        "build_peak_bytes": None if figures is None else figures.peak_bytes,
+    }
+    return entry.to_json() | took | {"size": size, "intact": intact, "state": state}

@@ -38,6 +38,8 @@ def _bundle(facts: dict[str, Any]) -> Iterator[str]:
         f"generated from probability {decision['threshold']} on, temperature {decision['temperature']}: "
         f"logit {decision['boundary_logit']:.4f}; {band}",
     )
+    if decision["set_by"]:
+        yield _row("", f"set on the bundle by {decision['set_by']}")
     yield _row("golden", f"{facts['golden']['file']}, reference {facts['golden']['reference']}")
     for file in facts["files"]:
         state = "" if file["intact"] else f"  DIFFERS, the manifest says {file['listed_sha256'][:16]}"
@@ -71,6 +73,9 @@ def _onnx(facts: dict[str, Any]) -> Iterator[str]:
         if contract["follows"]
         else f"not followed: {contract['reason']}",
     )
+    if contract["metadata_differs"] is not None:
+        wrong = ", ".join(contract["metadata_differs"])
+        yield _row("", f"its metadata DIFFERS from it: {wrong}" if wrong else "its metadata says the same")
     if facts["types"]:
         yield _row("types", f"unknown: {facts['types']}")
     yield _row("nodes", f"{facts['nodes']}: {_counts(facts['nodes_by_op'])}")

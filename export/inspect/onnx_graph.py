@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from export.inspect.attention import find_attention
 from export.inspect.hashes import hashed_files
 from export.inspect.listing import bundle_listing
-from export.onnx_checks import check_contract
+from export.onnx_checks import check_contract, opset_version
 from export.onnx_files import external_files, inferred_types, load_model
+from export.onnx_metadata import metadata_differences
 from export.precision.policy import WEIGHTED_OPS, PrecisionPolicy
 from runtime.errors import EngineBuildError, SpecError, one_line
 from runtime.names import printable_name
@@ -111,10 +112,13 @@ def _refuse_odd_names(model: ModelProto, path: Path) -> None:
 
 
 def _contract(model: ModelProto) -> dict[str, Any]:
+    """Returns whether the contract is followed, and whether what the file says of itself is that contract."""
     try:
-        return {"follows": True, "embed_dim": check_contract(model), "reason": None}
+        embed_dim, opset = check_contract(model), opset_version(model)
     except (SpecError, IndexError) as err:
-        return {"follows": False, "embed_dim": None, "reason": str(err)}
+        return {"follows": False, "embed_dim": None, "reason": str(err), "metadata_differs": None}
+    differs = metadata_differences(model, embed_dim, opset)
+    return {"follows": True, "embed_dim": embed_dim, "reason": None, "metadata_differs": differs}
 
 
 def _true_inputs(graph: GraphProto) -> list[ValueInfoProto]:

@@ -11,8 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.onnx_checks import check_contract, check_structure
+from export.onnx_checks import check_contract, check_structure, opset_version
 from export.onnx_files import inferred_types, load_model, save_model
+from export.onnx_metadata import contract_metadata
 from export.precision.policy import WEIGHTED_OPS, PrecisionPolicy
 from export.precision.report import PrecisionReport
 from export.precision.retyping import Retyping
@@ -38,7 +39,7 @@ def fp16_from_fp32(source: Path, target: Path, policy: PrecisionPolicy) -> Preci
         GateFailedError: too little of the graph came out as FP16.
     """
     model = load_model(source)
-    check_contract(model)
+    metadata = contract_metadata(check_contract(model), opset_version(model))
     kept = _kept_nodes(model, policy)
     conversion = Retyping(inferred_types(model), kept)
     conversion.run(model)
@@ -52,7 +53,7 @@ def fp16_from_fp32(source: Path, target: Path, policy: PrecisionPolicy) -> Preci
     ]
     share = policy.share(weighted)
     policy.require(share, target.name)
-    save_model(model, target)
+    save_model(model, target, metadata=metadata)
     check_contract(target)
     check_structure(target)
     return PrecisionReport(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from export.bundle.build_figures import BUILD_NAME, write_build_figures
 from export.bundle.writer import BundleWriter
 from export.engines import StagedEngine
 from export.parity.forms.form import Graphs
@@ -79,8 +80,20 @@ def run_gate(
         )
 
 
-def write_reports(writer: BundleWriter, report: GateReport, overflow: OverflowReport) -> None:
-    """Writes the gate's reports into the bundle: parity.json, report.html and junit.xml."""
+def write_reports(
+    writer: BundleWriter,
+    report: GateReport,
+    overflow: OverflowReport,
+    engines: Sequence[StagedEngine] = (),
+) -> None:
+    """Writes what is not hashed into the bundle: parity.json, report.html, junit.xml and build.json.
+
+    Args:
+        writer: of the bundle.
+        report: of the gate.
+        overflow: of the overflow guard.
+        engines: those that were built, whose time and memory build.json keeps.
+    """
     content: dict[str, Any] = report.to_json() | {"overflow_guard": overflow.to_json()}
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     for name, data in (
@@ -89,6 +102,8 @@ def write_reports(writer: BundleWriter, report: GateReport, overflow: OverflowRe
         ("junit.xml", junit_xml(report)),
     ):
         writer.path(f"{PARITY_FOLDER}/{name}").write_bytes(data)
+    figures = {engine.entry.file: engine.figures for engine in engines if engine.figures is not None}
+    write_build_figures(writer.path(f"{PARITY_FOLDER}/{BUILD_NAME}").parent, figures)
 
 
 def judged_entries(

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from export.bundle import add_engine as module
-from export.bundle.add_engine import recover
 from export.bundle.golden import synthetic_mosaics, write_golden
 from export.bundle.lock import bundle_lock
+from export.bundle.recovery import recover
 from export.bundle.writer import BundleWriter
 from runtime.bundle.engine_entry import EngineEntry
 from runtime.bundle.manifest import graph_json, parse_manifest

@@ -296,13 +296,13 @@ def test_build_options__a_range_from_1_gets_a_profile_for_single_images() -> Non
 @needs_rtx
 def test_build_engine__records_time_and_memory(fp16_onnx: Path) -> None:
     built = build(fp16_onnx, targets=("sm_86",))
-    entry = built.entry("engines/a.engine")
     # Python and the library alone hold 200 MB.
-    assert entry.build_peak_bytes is not None
-    assert 2e8 < entry.build_peak_bytes < 1e11
-    assert entry.build_seconds == round(built.seconds, 1) > 0
-    assert entry.to_json()["build_seconds"] == entry.build_seconds
-    assert "version_compatible" not in entry.to_json()
+    assert built.peak_bytes is not None
+    assert 2e8 < built.peak_bytes < 1e11
+    assert built.seconds > 0
+    # Another build takes another time: a manifest that stated it would never come out the same.
+    stated = built.entry("engines/a.engine").to_json()
+    assert not {"build_seconds", "build_peak_bytes", "version_compatible"} & set(stated)
 
 
 @needs_rtx

@@ -51,6 +51,42 @@ def test_engine_options__arrive(tmp_path: Path) -> None:
     assert flags().build_options() == BuildOptions()
 
 
+@pytest.mark.parametrize(
+    ("words", "profile"),
+    [
+        ((), (1, 8, 32)),
+        (("--max-batch", "4"), (1, 4, 4)),
+        (("--max-batch", "1"), (1, 1, 1)),
+        (("--max-batch", "64"), (1, 8, 64)),
+        (("--min-batch", "16"), (16, 16, 32)),
+        (("--min-batch", "2", "--max-batch", "4"), (2, 4, 4)),
+        (("--opt-batch", "16"), (1, 16, 32)),
+    ],
+)
+def test_engine_options__a_batch_size_that_was_not_given_makes_room(
+    words: tuple[str, ...], profile: tuple[int, int, int]
+) -> None:
+    engine = flags(*words)
+    assert engine.build_options().profiles == (profile,)
+    spelled = [str(size) for size in profile]
+    assert engine.command("")[5:11:2] == ("--min-batch", "--opt-batch", "--max-batch")
+    assert list(engine.command("")[6:12:2]) == spelled
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--opt-batch", "8", "--max-batch", "4"),
+        ("--min-batch", "5", "--max-batch", "4"),
+        ("--max-batch", "0"),
+    ],
+    ids=lambda words: "".join(words),
+)
+def test_engine_options__sizes_that_were_given_and_contradict_are_refused(words: tuple[str, ...]) -> None:
+    with pytest.raises(UsageError, match=r"batch sizes: found .*expected 1 <= min <= opt <= max"):
+        flags(*words).build_options()
+
+
 def test_engine_flags__the_command_holds_what_decides_and_no_path(tmp_path: Path) -> None:
     words = (
         "--backend", "tensorrt", "--precision", "fp16", "--min-batch", "1", "--opt-batch", "2", "--max-batch",

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from train.record import write_record
+
 ROOT = Path(__file__).parent.parent.parent
 # As on a device: everything that an edge machine installs, nothing of [train].
 EXTRAS = "cpu,export,tensorrt-rtx"
@@ -88,5 +90,10 @@ def test_engine_half__builds_from_a_bundle_on_python_310_without_torch(
     assert (facts["backend"], facts["bundle"]["intact"]) == ("tensorrt-rtx", True)
     assert json.loads(run("-m", "export", "inspect", bundle, "--json"))["engines"][-1]["intact"]
     assert json.loads(run("-m", "export", "doctor", "--for", "tensorrt-rtx:build", "--json"))
+    (tmp_path / "run").mkdir()
+    fitted = {"threshold": 0.75, "temperature": 2.0, "uncertain": [0.5, 0.5]}
+    write_record(tmp_path / "run", {"schema": 1, "decision": fitted, "weights_sha256": "0" * 64})
+    change = run("-m", "export", "set-decision", bundle, "--from", tmp_path / "run", "--json")
+    assert json.loads(change)["after"] == fitted
     run("-m", "export", "verify", bundle)
     run("-m", "runtime", "selftest", bundle)

@@ -163,7 +163,12 @@ def test_inspect__refuses_a_bundle_whose_manifest_was_changed(bundle: Path) -> N
 def test_onnx_facts__of_the_fp32_graph_count_nodes_weights_and_attention(graphs: Path) -> None:
     facts = facts_of(graphs / "model.onnx")
     model = onnx.load(graphs / "model.onnx")
-    assert facts["contract"] == {"follows": True, "embed_dim": EMBED, "reason": None}
+    assert facts["contract"] == {
+        "follows": True,
+        "embed_dim": EMBED,
+        "reason": None,
+        "metadata_differs": None,
+    }
     assert facts["opsets"] == {"ai.onnx": 18}
     assert facts["nodes"] == len(model.graph.node)
     assert facts["nodes_by_op"]["Softmax"] == BLOCKS

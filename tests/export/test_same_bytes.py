@@ -6,9 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from export.build import BundleOptions, build_bundle
+from export.engine.options import BuildOptions
+from export.inspect.bundle import bundle_facts
+from runtime.bundle.opening import open_bundle
 
 ROOT = Path(__file__).parent.parent.parent
 ROOMS = ("export", "train", "runtime", "kernels")
@@ -77,6 +83,41 @@ def test_export_onnx__same_bytes_of_a_true_size(tmp_path: Path) -> None:
     write_untrained_run(tmp_path / "run", "ViT-B-32-quickgelu")
     names = {f"model{kind}.onnx{part}" for kind in ("", "_fp16") for part in ("", ".data")}
     check_same(tmp_path / "run", tmp_path / "work", names)
+
+
+def built(source: Path, target: Path, options: BundleOptions) -> str:
+    """Builds a bundle and returns its digest."""
+    with open_bundle(build_bundle(source, target, options).bundle, verify="full") as opened:
+        opened.join()
+        return opened.manifest.digest
+
+
+def test_build_bundle__of_a_run_has_the_digest_that_it_had_before(
+    run_folder: Path, sound: Path, tmp_path: Path
+) -> None:
+    options = BundleOptions(engine=BuildOptions(profiles=((1, 2, 4),)))
+    with open_bundle(sound, verify="off") as opened:
+        assert built(run_folder, tmp_path / "another name", options) == opened.manifest.digest
+        other = replace(options, engine=BuildOptions(profiles=((1, 2, 2),)))
+        assert built(run_folder, tmp_path / "another", other) != opened.manifest.digest
+
+
+def test_build_bundle__with_a_real_engine_has_the_digest_that_it_had_before(
+    fp32_onnx: Path, tmp_path: Path
+) -> None:
+    """Time and memory of the two builds differ, and are kept, but not in the manifest."""
+    pytest.importorskip("tensorrt_rtx_bindings")
+    engine = BuildOptions(targets=("sm_86",), profiles=((1, 2, 2),), batch_1_profile=False)
+    options = BundleOptions(backends=("onnxruntime", "tensorrt-rtx"), engine=engine)
+    first, second = (built(fp32_onnx, tmp_path / name, options) for name in ("a", "b"))
+    assert first == second
+    figures = []
+    for name in ("a", "b"):
+        (entry,) = [e for e in bundle_facts(tmp_path / name)["engines"] if e["backend"] == "tensorrt-rtx"]
+        figures.append((entry["build_seconds"], entry["build_peak_bytes"]))
+        assert 0 < entry["build_seconds"] < 600
+        assert 2e8 < entry["build_peak_bytes"] < 1e11
+    assert figures[0] != figures[1]
 
 
 def test_export_onnx__writes_both_graphs_beside_each_other(run_folder: Path, tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from runtime.errors import CheckpointError
-from train.checkpoint import load_checkpoint, read_record, save_checkpoint, write_record
+from train.checkpoint import load_checkpoint, save_checkpoint
+from train.loop.resume import check_identity
 from train.model.lora import lora_state
+from train.record import read_record, write_record
 
 
 def test_load_checkpoint__gives_back_the_trained_model(run_folder: Path) -> None:
@@ -164,6 +166,66 @@ def test_load_checkpoint__compares_what_the_record_says_twice(
     with pytest.raises(CheckpointError, match=message) as caught:
         load_checkpoint(run)
     assert "\n" not in str(caught.value)
+
+
+# What the first version of dgsnet wrote, beside what shapes the model: everything else came later.
+FIRST_VERSION = {
+    "surgery": ("order", "harm", "align", "align_reduction", "eps"),
+    "data": ("batch", "workers", "cache_gib", "flip"),
+    "optim": ("lr", "beta1", "beta2", "weight_decay"),
+    "schedule": ("stage1_epochs", "stage2_epochs"),
+}
+
+
+def of_the_first_version(record: dict[str, Any]) -> None:
+    for section, kept in FIRST_VERSION.items():
+        record["config"][section] = {key: record["config"][section][key] for key in kept}
+    del record["dgsnet"]
+
+
+def test_load_checkpoint__reads_the_run_of_an_earlier_version_and_names_what_it_takes(
+    run_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = edited(run_folder, tmp_path / "run", of_the_first_version, sealed=True)
+    with caplog.at_level("WARNING", logger="dgsnet"):
+        old, new = load_checkpoint(run), load_checkpoint(run_folder)
+    (warning,) = [record.message for record in caplog.records if record.name == "dgsnet.train"]
+    assert "written by an earlier dgsnet: " in warning
+    assert "surgery.eps_batch, " in warning
+    assert "data.jpeg, " in warning
+    assert "text_head" not in warning
+    assert "lora" not in warning
+    assert "\n" not in warning
+    mosaics = torch.randint(0, 256, (2, 224, 224, 3), dtype=torch.uint8)
+    assert torch.equal(old.model(mosaics)[0], new.model(mosaics)[0])
+    assert old.config.schedule.stage2_epochs == new.config.schedule.stage2_epochs
+
+
+def test_load_checkpoint__says_which_version_wrote_a_setting_that_it_does_not_know(
+    run_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def later(record: dict[str, Any]) -> None:
+        record["config"]["data"]["newer"] = 5
+        record["dgsnet"] = "9.8.7"
+
+    with caplog.at_level("WARNING", logger="dgsnet"):
+        load_checkpoint(edited(run_folder, tmp_path / "run", later, sealed=True))
+    (warning,) = [record.message for record in caplog.records if record.name == "dgsnet.train"]
+    assert "written by dgsnet 9.8.7: data.newer unknown here, passed over" in warning
+
+
+def test_resume__of_another_versions_run_is_refused_in_one_line(run_folder: Path) -> None:
+    identity = read_record(run_folder)["identity"]
+    older = {key: value for key, value in identity.items() if not key.startswith(("data.", "schedule."))}
+    with pytest.raises(
+        CheckpointError, match="begun by another version of dgsnet, without the settings data"
+    ) as caught:
+        check_identity(run_folder, older, identity)
+    assert " more; resume with that version, or start anew with --overwrite" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"does not say what it was made from.*--overwrite"):
+        check_identity(run_folder, {}, identity)
+    check_identity(run_folder, identity, identity)
 
 
 def test_write_record__replaces_the_digest_and_takes_any_name(run_folder: Path, tmp_path: Path) -> None:

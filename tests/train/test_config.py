@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from runtime.errors import UsageError
-from train.config import TrainConfig, config_from_toml
+from train.config import StoredConfig, TrainConfig, config_from_toml, stored_config
+from train.config.stored import shapes_model
 
 
 @pytest.mark.parametrize(
@@ -101,6 +103,65 @@ def test_from_json__wants_every_key() -> None:
     for odd in ({}, 5, None):
         with pytest.raises(UsageError, match="missing"):
             TrainConfig.from_json(odd)
+
+
+def without(content: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Removes dotted keys, in place."""
+    for key in keys:
+        section, _, leaf = key.rpartition(".")
+        del (content[section] if section else content)[leaf]
+    return content
+
+
+def test_stored_config__whatever_only_trains_may_be_absent_and_is_named() -> None:
+    """Over every setting there is, so that one that is added later must decide what it is."""
+    for key, value in TrainConfig().flat():
+        content = without(TrainConfig().to_json(), key)
+        if shapes_model(key) and key not in ("surgery.text_head", "surgery.text_hidden"):
+            with pytest.raises(UsageError, match=rf"settings: {key} missing, .* shapes the model"):
+                stored_config(content)
+            continue
+        found = stored_config(content)
+        assert dict(found.config.flat())[key] == value
+        assert found.absent == (() if shapes_model(key) else (key,))
+
+
+def test_stored_config__keeps_what_is_stated_and_takes_the_rest_from_this_version() -> None:
+    config = TrainConfig(seed=7).with_values([("data.batch", 8), ("optim.lr", 0.5), ("lora.r", 3)])
+    found = stored_config(without(config.to_json(), "data.jpeg", "schedule"))
+    assert found.config == config
+    assert found.absent[0] == "data.jpeg"
+    assert {key.partition(".")[0] for key in found.absent[1:]} == {"schedule"}
+    assert stored_config(config.to_json()) == StoredConfig(config)
+
+
+def test_stored_config__a_head_from_before_the_setting_is_what_it_was_then() -> None:
+    """Not the default, which may change."""
+    found = stored_config(without(TrainConfig().to_json(), "surgery.text_head", "surgery.text_hidden"))
+    assert (found.config.surgery.text_head, found.config.surgery.text_hidden) == ("linear", 0)
+    assert found.absent == ()
+
+
+@pytest.mark.parametrize("section", ["data", "optim", "schedule"])
+def test_stored_config__passes_over_what_a_later_version_says_of_training(section: str) -> None:
+    content = TrainConfig().to_json()
+    content[section]["newer"] = 5
+    assert stored_config(content) == StoredConfig(TrainConfig(), (), (f"{section}.newer",))
+
+
+@pytest.mark.parametrize("section", ["surgery", "lora"])
+def test_stored_config__refuses_what_it_does_not_know_where_models_are_shaped(section: str) -> None:
+    content = TrainConfig().to_json()
+    content[section]["newer"] = 5
+    with pytest.raises(UsageError, match=rf"'{section}\.newer' is unknown"):
+        stored_config(content)
+
+
+def test_stored_config__refuses_values_as_a_command_line_does() -> None:
+    content = TrainConfig().to_json()
+    content["data"]["batch"] = "many"
+    with pytest.raises(UsageError, match=r"data\.batch: found 'many'"):
+        stored_config(content)
 
 
 def test_with_value__keeps_every_digit_of_a_seed() -> None:

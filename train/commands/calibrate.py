@@ -68,12 +68,13 @@ def calibrate(
         raise UsageError(f"--uncertain-share: found {uncertain_share}, expected a share above 0 and below 1")
     import numpy as np
 
-    from train.checkpoint import load_checkpoint, write_record
+    from train.checkpoint import load_checkpoint
     from train.data.layout import fingerprint
     from train.device import require_device
     from train.evaluation.calibration import fit_decision, uncertain_band
     from train.evaluation.rates import measure_decision
     from train.evaluation.scores import readable_samples, score_samples
+    from train.record import write_record
 
     require_device(device)
     checkpoint = load_checkpoint(run)
@@ -102,6 +103,12 @@ def calibrate(
             f"at a false-positive rate of {fpr} on {len(samples)} pictures: {printable_name(str(run))}"
         )
         _show(report, decision, len(samples), unreadable)
+        name = printable_name(str(run))
+        click.echo(
+            f"next: python -m export build-engine {name} -o BUNDLE, or, for a bundle that was built before, "
+            f"python -m export set-decision BUNDLE --from {name}",
+            err=True,
+        )
     return EXIT_BAD_INPUT if unreadable else EXIT_DONE
 
 

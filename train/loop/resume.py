@@ -19,11 +19,13 @@ from torch import Tensor
 
 from runtime.errors import CheckpointError
 from runtime.files import write_atomically
+from train.config import TrainConfig
 from train.loop.ranks import Ranks
 
 FOLDER_NAME = "resume"
 STATE_NAME = "state.json"
 _SCHEMA = 1
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,21 @@ def check_identity(run: Path, found: dict[str, Any], wanted: dict[str, Any]) -> 
     """Refuses to go on with anything but what the run was started with.
 
     Raises:
-        CheckpointError: the first fact that differs, as it was and as it is.
+        CheckpointError: the settings that an earlier version did not have, or else the first fact that
+            differs, as it was and as it is.
     """
+    if not found and wanted:
+        raise CheckpointError(
+            f"{run}: does not say what it was made from, as imported runs and those of an earlier dgsnet do "
+            "not; train into another folder, or start anew with --overwrite"
+        )
+    settings = [name for name, _value in TrainConfig().flat() if name in wanted and name not in found]
+    if settings:
+        more = f" and {len(settings) - _NAMED} more" if len(settings) > _NAMED else ""
+        raise CheckpointError(
+            f"{run}: was begun by another version of dgsnet, without the settings "
+            f"{', '.join(settings[:_NAMED])}{more}; resume with that version, or start anew with --overwrite"
+        )
     for name in sorted(set(found) | set(wanted)):
         if found.get(name) != wanted.get(name):
             raise CheckpointError(

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from runtime.errors import CheckpointError, UsageError
 from runtime.names import printable_name
-from train.checkpoint import RECORD_NAME
 from train.config import LoraConfig
 from train.official.dgsnet import import_dgsnet
 from train.official.names import STUDENT
 from train.official.provenance import ImportSummary
 from train.official.reading import read_state
 from train.official.univfd import import_univfd
+from train.record import RECORD_NAME
 
 DEFAULT_ALPHA = LoraConfig().alpha
 
