@@ -95,6 +95,7 @@ class DecisionChange:
         is_written: whether anything was; an equal decision leaves the bundle as it is.
         has_reports: whether parity/ holds reports, which speak of an older decision.
         is_origin_known: whether the weights of the run were compared with those of the bundle.
+        is_run_calibrated: whether the run, if one was named, holds a decision that was fitted.
     """
 
     before: Decision
@@ -104,6 +105,7 @@ class DecisionChange:
     is_written: bool
     has_reports: bool
     is_origin_known: bool
+    is_run_calibrated: bool
 
     @property
     def changed(self) -> list[int]:
@@ -173,6 +175,7 @@ def change_decision(bundle: Path, flags: DecisionFlags) -> DecisionChange:
         is_written=is_written,
         has_reports=has_reports,
         is_origin_known=run is None or manifest.golden_reference == _PYTORCH,
+        is_run_calibrated=run is None or run.calibrated,
     )
 
 

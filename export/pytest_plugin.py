@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -124,12 +124,12 @@ def _assert_parity(
     }
     paths = (_path(bundle), _path(checkpoint), _path(data))
     files = (_path(json_file), _path(junit_file), _path(html_file))
-    report: GateReport | None
-    try:
+
+    def options() -> GateOptions:
         from export.parity.gate import GateOptions
         from export.parity.pictures.reading import Reading, decode_limits
 
-        options = GateOptions(
+        return GateOptions(
             backends=_names(backends),
             batch=batch_size,
             require_all=require_all,
@@ -139,6 +139,9 @@ def _assert_parity(
                 max_pictures,
             ),
         )
+
+    report: GateReport | None
+    try:
         report = _gate(paths, files, limits, options)
     except DgsNetError as err:
         report, lines = None, [str(err)]
@@ -154,7 +157,7 @@ def _gate(
     paths: tuple[Path | None, ...],
     files: tuple[Path | None, Path | None, Path | None],
     limits: dict[str, float | int | None],
-    options: GateOptions,
+    options: Callable[[], GateOptions],
 ) -> GateReport:
     from export.checkpoint import CheckpointSource
     from export.parity.gate import bundle_gate
@@ -166,7 +169,7 @@ def _gate(
     written = ReportFiles(*files, bundles=[bundle or Path()])
     with written.kept_true():
         source = None if checkpoint is None else CheckpointSource(checkpoint)
-        report = bundle_gate(bundle or Path(), source, data, limits=limits, options=options)
+        report = bundle_gate(bundle or Path(), source, data, limits=limits, options=options())
         written.write(report.to_json, lambda: junit_xml(report), lambda: html_page(report))
     return report
 

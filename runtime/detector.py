@@ -20,7 +20,7 @@ from runtime.detection import Detection
 from runtime.errors import MissingDependencyError, UsageError
 from runtime.machine import usable_cpus
 from runtime.pipeline.judging import Judge
-from runtime.pipeline.preparation import PreparationOptions, Prepared, prepare
+from runtime.pipeline.preparation import PreparationOptions, Prepared, load_modules, prepare
 from runtime.pipeline.stages import Stages, stream_results
 from runtime.pipeline.submission import SharedBatches
 from runtime.selftest.opening import self_test_at_open
@@ -66,6 +66,7 @@ class Detector:
         workers = min(_MAX_WORKERS, usable_cpus())
         judge = Judge(backend, report.engine, bundle.manifest.decision, batch_size)
         pictures = max(1, batch_size // preparation.views)
+        load_modules()
         self._preparation = preparation
         self._closed = False
         self._stages: Stages[Source, Prepared | Detection, Detection] = Stages(

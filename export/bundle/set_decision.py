@@ -58,7 +58,8 @@ def set_decision(
             raise UsageError(f"{bundle}: was changed meanwhile; run it again")
         provenance = dict(manifest.raw["provenance"])
         earlier = provenance.get(DECISION_SET)
-        built = earlier["built"] if isinstance(earlier, dict) else manifest.decision.to_json()
+        now = manifest.decision.to_json()
+        built = earlier.get("built", now) if isinstance(earlier, dict) else now
         provenance[DECISION_SET] = {
             "decision": decision.to_json(),
             "command": list(command),

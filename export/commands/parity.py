@@ -33,7 +33,7 @@ from runtime.errors import DgsNetError
     default="0",
     show_default=True,
     metavar="N|SHARE",
-    help="verdicts that may change with --against: 3, 0.01 or 1%",
+    help="verdicts that may change with --against: 3 of them, or a share, 0.01 or 1% (1.0 is all)",
 )
 @click.option(
     "--backend",

@@ -59,6 +59,12 @@ def set_decision(
             f"note: {name} was built from an ONNX file: whether it holds the weights of {run} is not known",
             err=True,
         )
+    if not change.is_run_calibrated:
+        click.echo(
+            f"note: {run} was never calibrated: its threshold and temperature were not fitted; "
+            "python -m train calibrate fits them",
+            err=True,
+        )
     if as_json:
         print_json(change.to_json())
     else:

@@ -86,12 +86,16 @@ class ReportFiles:
         """Marks the files as unfinished, and by the error that ends the body if no report was written in it.
 
         Raises:
-            UsageError: a file's folder does not exist, or is a bundle.
+            UsageError: a file's folder does not exist or is a bundle, what is there is no file that can be
+                replaced, or two reports have the same file.
         """
         try:
-            for path in (self._json, self._junit, self._html):
-                if path is not None and (reason := self._obstacle(path)):
+            given = [path for path in (self._json, self._junit, self._html) if path is not None]
+            for path in given:
+                if reason := self._obstacle(path):
                     raise UsageError(f"{path}: {reason}")
+                if [_place(other) for other in given].count(_place(path)) > 1:
+                    raise UsageError(f"{path}: found for two reports, expected a file for each")
             self._end(Ending(STOPPED, _UNFINISHED))
             yield
         except BaseException as err:
@@ -144,6 +148,8 @@ class ReportFiles:
         place = path.resolve()
         if not place.parent.is_dir():
             return "its folder does not exist; make it first"
+        if place.exists() and not place.is_file():  # root would put a file in the place of /dev/null
+            return "found a folder or a device there, expected a file or nothing; name another"
         for bundle in self._bundles:
             if place.is_relative_to(bundle) and not place.is_relative_to(bundle / PARITY_FOLDER):
                 return "lies in the bundle, which then opens no more; move it out"
@@ -152,3 +158,8 @@ class ReportFiles:
     def _page(self, ending: Ending) -> bytes:
         box = verdict_box("Parity of a bundle", ending.status, [ending.message, "There is no verdict."])
         return page("Parity: no verdict", [box, section("Reproduce", command_line(self._command))])
+
+
+def _place(path: Path) -> Path:
+    """Returns the place that a file takes: of a link the link's own, which is replaced."""
+    return path.parent.resolve() / path.name

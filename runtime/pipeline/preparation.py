@@ -65,6 +65,20 @@ class Prepared:
     select_ms: float
 
 
+def load_modules() -> None:
+    """Imports what ``prepare`` would import when its first picture comes, in one of its threads.
+
+    A fork meanwhile leaves the child with modules that are never complete: whatever it decodes then hangs or
+    fails, also with a detector of its own.
+    """
+    from PIL import Image
+
+    import runtime.decode.reading
+    import runtime.patches.selection  # noqa: F401
+
+    Image.preinit()
+
+
 def prepare(item: Source, options: PreparationOptions) -> Prepared | Detection:
     """Returns an item's mosaics, or the detection that says why there are none; raises nothing."""
     path = None

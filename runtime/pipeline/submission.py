@@ -36,17 +36,19 @@ class SharedBatches(Generic[Item, Ready, Result]):
 
         Raises:
             UsageError: the pools were shut down.
+            RuntimeError: the system gives no more threads; a future raises it too.
         """
         result: Future[Result] = Future()
         try:
             prepared = self._stages.prepare_pool.submit(self._prepare, item, result)
         except RuntimeError as err:
-            raise _closed() from err
+            raise _of_pool(err) from err
         prepared.add_done_callback(lambda ended: _fail([result], _closed()) if ended.cancelled() else None)
         return result
 
     def _prepare(self, item: Item, result: Future[Result]) -> None:
         if result.cancelled():
+            result.set_running_or_notify_cancel()  # without it concurrent.futures.wait waits for ever
             return
         try:
             ready = self._stages.prepare(item)
@@ -64,10 +66,10 @@ class SharedBatches(Generic[Item, Ready, Result]):
         """Puts a run into the engine's pool, behind the batches of streams that wait there."""
         try:
             run = self._stages.judge_pool.submit(self._run)
-        except RuntimeError:
-            self._give_up()
+        except RuntimeError as err:
+            self._give_up(_of_pool(err))
             return
-        run.add_done_callback(lambda ended: self._give_up() if ended.cancelled() else None)
+        run.add_done_callback(lambda ended: self._give_up(_closed()) if ended.cancelled() else None)
 
     def _run(self) -> None:
         with self._lock:
@@ -88,13 +90,13 @@ class SharedBatches(Generic[Item, Ready, Result]):
                 return
         self._start()
 
-    def _give_up(self) -> None:
-        """Fails what will not run any more, when the pool was shut down."""
+    def _give_up(self, why: Exception) -> None:
+        """Fails what will not run, when the pool was shut down or gets no thread."""
         with self._lock:
             self._runs -= 1
             left = [result for _, result in self._ready]
             self._ready.clear()
-        _fail(left, _closed())
+        _fail(left, why)
 
 
 def _fail(results: list[Future[Result]], error: BaseException) -> None:
@@ -102,6 +104,11 @@ def _fail(results: list[Future[Result]], error: BaseException) -> None:
     for result in results:
         if result.set_running_or_notify_cancel():
             result.set_exception(error)
+
+
+def _of_pool(err: RuntimeError) -> Exception:
+    # A pool that was shut down and one that gets no more threads raise the same class.
+    return _closed() if "shutdown" in str(err) else err
 
 
 def _closed() -> UsageError:

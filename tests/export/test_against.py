@@ -111,7 +111,7 @@ def test_allowed_changes__a_share_is_what_was_typed() -> None:
     assert str(AllowedChanges.parsed("0.1%")) == "0.1 % of them"
 
 
-@pytest.mark.parametrize("text", ["-1", "1.5", "many", "", "101%", "nan", "%"])
+@pytest.mark.parametrize("text", ["-1", "1.5", "many", "", "101%", "nan", "%", "sNaN", "9" * 5000])
 def test_allowed_changes__refuses_what_is_neither(text: str) -> None:
     with pytest.raises(UsageError, match="--max-changed"):
         AllowedChanges.parsed(text)
@@ -263,6 +263,13 @@ def test_parity_against__a_backend_by_name_has_to_run_in_both(sound: Path, parit
     assert code == 3
     assert "new bundle: " in err
     assert parity(sound, "--against", sound, "--require-all")[0] == 3
+
+
+def test_parity_against__a_backend_named_twice_is_compared_once(sound: Path, parity: Run) -> None:
+    words = ("--backend", "onnxruntime:cpu,onnxruntime:cpu", "--json")
+    code, out, _ = parity(sound, "--against", sound, *words)
+    assert code == 0
+    assert [pair["backend"] for pair in json.loads(out)["pairs"]] == ["onnxruntime:cpu"]
 
 
 def test_compare_bundles__takes_the_old_bundles_choice_where_it_lacks_an_engine(

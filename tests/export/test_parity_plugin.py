@@ -82,6 +82,14 @@ def test_plugin__what_keeps_it_from_running_is_one_line(sound: Path, project: Pr
         assert "--" not in lines[0]
 
 
+def test_plugin__a_wrong_number_leaves_no_green_report(sound: Path, tmp_path: Path) -> None:
+    report = tmp_path / "r.json"
+    report.write_text('{"status": "passed"}')
+    with pytest.raises(pytest.fail.Exception, match="max_pictures: found 0"):
+        _assert_parity(sound, max_pictures=0, json_file=report)
+    assert json.loads(report.read_text())["status"] == "stopped"
+
+
 def test_plugin__a_wrong_argument_is_told_at_the_call(sound: Path, project: Project) -> None:
     said = project(f"assert_parity({str(sound)!r}, max_hard_flip=0)")
     assert "TypeError" in said

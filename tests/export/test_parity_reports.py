@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -214,6 +215,28 @@ def test_parity__writes_no_report_into_a_bundle(bundle: Path, files: Files, pari
     assert "lies in the bundle" in files.error()
     assert not (bundle / "r.json").exists()
     assert parity(bundle, "--json-file", bundle / "parity" / "r.json")[0] == 0
+
+
+def test_parity__no_report_takes_the_place_of_another_one(sound: Path, files: Files, parity: Run) -> None:
+    files.junit.write_text("of yesterday")
+    again = files.json.parent / "." / files.json.name
+    words = ("--junit-file", files.junit, "--json-file", files.json, "--html-file", again)
+    code, out, err = parity(sound, *words)
+    assert (code, out) == (2, "")
+    assert "found for two reports" in err
+    assert "found for two reports" in files.error()
+
+
+def test_parity__no_report_takes_the_place_of_what_is_no_file(
+    sound: Path, files: Files, tmp_path: Path, parity: Run
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    code, out, err = parity(sound, "--junit-file", files.junit, "--json-file", pipe)
+    assert (code, out) == (2, "")
+    assert "expected a file or nothing" in err
+    assert pipe.is_fifo()
+    assert "expected a file or nothing" in files.error()
 
 
 def test_parity__a_killed_run_leaves_no_green_report(sound: Path, files: Files) -> None:

@@ -125,6 +125,14 @@ def test_set_decision__from_a_run_takes_all_of_it_without_torch(bundle: Path, ca
     assert manifest(bundle).raw["provenance"]["decision_set"]["built"] == Decision().to_json()
 
 
+def test_set_decision__says_that_a_run_was_never_calibrated(
+    bundle: Path, run_folder: Path, calibrated: Path
+) -> None:
+    assert "calibrated" not in command(bundle, "--from", calibrated).stderr
+    assert "was never calibrated" in command(bundle, "--from", run_folder).stderr
+    assert manifest(bundle).raw["provenance"]["calibrated"] is False
+
+
 def test_set_decision__refuses_a_run_of_other_weights(bundle: Path, calibrated: Path) -> None:
     record = read_record(calibrated)
     write_record(calibrated, record | {"weights_sha256": "0" * 64})
@@ -258,6 +266,8 @@ def test_parity__takes_a_decision_that_was_set_as_a_note_and_any_other_as_a_fail
 def test_decision_set_by__does_not_believe_a_record_that_is_none(bundle: Path, record: object) -> None:
     edit_manifest(bundle, lambda content: content["provenance"].update(decision_set=record))
     assert module.decision_set_by(manifest(bundle)) is None
+    command(bundle, "--threshold", "0.75")
+    assert module.decision_set_by(manifest(bundle)) == "set-decision --threshold 0.75"
 
 
 def test_inspect__shows_that_the_decision_was_set(bundle: Path) -> None:

@@ -60,6 +60,16 @@ def run_program(program: str, *arguments: object) -> list[str]:
     return done.stdout.splitlines()
 
 
+def test_detector__judges_without_another_import(bundle: Path, pictures: list[Path]) -> None:
+    """A child that is forked while a thread imports can never import, nor use, the same modules."""
+    program = (
+        "import sys\nfrom runtime.detector import Detector\ndetector = Detector.open(sys.argv[1])\n"
+        "before = set(sys.modules)\nassert detector.predict([sys.argv[2]])[0].label\n"
+        "print(sorted(set(sys.modules) - before))"
+    )
+    assert run_program(program, bundle, pictures[0]) == ["[]"]
+
+
 @pytest.mark.parametrize("work", _CHILDREN.values(), ids=list(_CHILDREN))
 def test_detector__in_a_fork_refuses_at_once(work: str, bundle: Path, pictures: list[Path]) -> None:
     said, closed = run_program(_PROGRAM.format(work=work), bundle, pictures[0])

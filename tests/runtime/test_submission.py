@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +112,18 @@ def test_submit__a_cancelled_item_takes_no_place(
         second.result(0)
 
 
+def test_submit__an_item_cancelled_before_it_is_prepared_ends_for_who_waits(
+    shared: SharedBatches[int, int, str], pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor]
+) -> None:
+    held = threading.Event()
+    pools[0].submit(held.wait, 20)
+    future = shared.submit(1)
+    assert future.cancel()
+    held.set()
+    settled(pools)
+    assert wait([future], timeout=5).done == {future}
+
+
 def test_submit__what_breaks_reaches_its_callers_and_nobody_after_them(
     shared: SharedBatches[int, int, str], engine: Engine
 ) -> None:
@@ -148,6 +160,21 @@ def test_submit__a_shut_pool_fails_what_waits(
             future.result(20)
     with pytest.raises(UsageError, match="closed"):
         shared.submit(3)
+
+
+@pytest.mark.parametrize("pool", [0, 1])
+def test_submit__a_machine_without_threads_is_not_a_closed_detector(
+    shared: SharedBatches[int, int, str],
+    pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor],
+    pool: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def submit(*_words: object) -> Future[None]:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(pools[pool], "submit", submit)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        shared.submit(1).result(20)
 
 
 def test_submit__unprepared_items_fail_when_the_pool_is_shut(

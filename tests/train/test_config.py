@@ -135,6 +135,12 @@ def test_stored_config__keeps_what_is_stated_and_takes_the_rest_from_this_versio
     assert stored_config(config.to_json()) == StoredConfig(config)
 
 
+def test_stored_config__a_section_where_this_version_has_a_setting_is_unknown() -> None:
+    content = TrainConfig().to_json() | {"seed": {"torch": 1}}
+    with pytest.raises(UsageError, match=r"'seed\.torch' is unknown"):
+        stored_config(content)
+
+
 def test_stored_config__a_head_from_before_the_setting_is_what_it_was_then() -> None:
     """Not the default, which may change."""
     found = stored_config(without(TrainConfig().to_json(), "surgery.text_head", "surgery.text_hidden"))

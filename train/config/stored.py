@@ -63,6 +63,10 @@ def stored_config(content: object) -> StoredConfig:
     for key, value in (_BEFORE_IT_EXISTED | given).items():
         if key not in unknown:
             section, _, leaf = key.rpartition(".")
-            (whole.setdefault(section, {}) if section else whole)[leaf] = value
+            inside = whole.setdefault(section, {}) if section else whole
+            if isinstance(inside, dict):
+                inside[leaf] = value
+            else:  # a setting here, a section there: unknown
+                whole[key] = value
     told = tuple(key for key in absent if key not in _BEFORE_IT_EXISTED)
     return StoredConfig(TrainConfig.from_json(whole), told, tuple(unknown))

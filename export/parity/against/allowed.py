@@ -33,7 +33,7 @@ class AllowedChanges:
                 return cls(int(word))
             # As decimals: 0.7 / 100 is below 0.007 in binary, and 7 of 1,000 would be too many.
             share = float(Decimal(word[:-1]) / 100 if word.endswith("%") else Decimal(word))
-        except ArithmeticError:
+        except (ArithmeticError, ValueError):  # the latter of sNaN, and of thousands of digits
             share = -1.0
         if not 0 <= share <= 1:
             raise UsageError(

@@ -91,8 +91,8 @@ def differences(old: Manifest, new: Manifest) -> tuple[Difference, ...]:
 
 
 def backends_to_compare(new: Manifest, asked: Sequence[str]) -> list[str]:
-    """Returns the backends that are compared: those asked for, else each that the new bundle has."""
-    return list(asked) or backends_in(new)
+    """Returns the backends that are compared, each once: those asked for, else what the new bundle has."""
+    return list(dict.fromkeys(asked)) or backends_in(new)
 
 
 @contextmanager
