@@ -239,15 +239,6 @@ def test_build_engine__names_the_golden_picture_that_it_cannot_take(
         assert len(golden["images"]) == 24
 
 
-def test_build_engine__is_reproducible_up_to_the_engine(
-    bundle: Path, run_folder: Path, tmp_path: Path
-) -> None:
-    done = command("export", "build-engine", run_folder, "-o", tmp_path / "b", cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    for name in ("model.onnx", "model_fp16.onnx", "golden.npz"):
-        assert (tmp_path / "b" / name).read_bytes() == (bundle / name).read_bytes(), name
-
-
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [

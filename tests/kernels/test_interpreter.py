@@ -174,12 +174,14 @@ def assert_clean(result: dict[str, Any]) -> None:
 
 @INTERPRETS_LOOPS
 def test_kernels__interpreted_agree_with_float64(interpret: Child) -> None:
-    assert_clean(interpret(SWEEP.format(widths=(1, 63, 512, 768, 1000))))
+    assert_clean(interpret(SWEEP.format(widths=(1, 512, 1000))))
 
 
 @INTERPRETS_LOOPS
 @pytest.mark.slow
-@pytest.mark.parametrize("widths", [(2, 3, 5, 7, 16, 31, 64, 127), (100, 257, 513, 1024, 1280), (4095, 4096)])
+@pytest.mark.parametrize(
+    "widths", [(2, 3, 5, 7, 16, 31, 63), (64, 127, 100, 257, 768), (513, 1024, 1280), (4095, 4096)]
+)
 def test_kernels__interpreted_agree_with_float64_at_more_widths(
     interpret: Child, widths: tuple[int, ...]
 ) -> None:

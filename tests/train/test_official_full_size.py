@@ -68,11 +68,14 @@ def test_official_shapes__name_what_the_authors_modules_name() -> None:
     assert f"{block}attn.out_proj.weight" not in shapes
 
 
-def test_backbone_from_shapes__finds_openais_models() -> None:
-    for name in (NAME, "ViT-B-32-quickgelu", "ViT-B-16-quickgelu"):
-        shapes = official_shapes(clip_shapes(clip_without_memory(name)), 4)
-        state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-        assert backbone_from_shapes(state) == name
+@pytest.mark.parametrize(
+    "name",
+    [NAME, *(pytest.param(f"ViT-B-{patch}-quickgelu", marks=pytest.mark.slow) for patch in (32, 16))],
+)
+def test_backbone_from_shapes__finds_openais_models(name: str) -> None:
+    shapes = official_shapes(clip_shapes(clip_without_memory(name)), 4)
+    state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    assert backbone_from_shapes(state) == name
 
 
 @pytest.mark.slow
