@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -30,7 +30,7 @@ _FLAG = re.compile(r"--([a-z][a-z0-9]*(?:-[a-z0-9]+)*)")
 _NAMES = {"backend": "backends"}
 
 
-class AssertParity(Protocol):
+class AssertParity:
     """What the fixture gives."""
 
     def __call__(
@@ -82,75 +82,54 @@ class AssertParity(Protocol):
             junit_file: the same as JUnit XML.
             html_file: the same as a page.
         """
+        __tracebackhide__ = True
+        from runtime.errors import DgsNetError
+
+        limits: dict[str, float | int | None] = {
+            "max_abs_logit": max_abs_logit,
+            "max_abs_logit_fp32": max_abs_logit_fp32,
+            "max_hard_flips": max_hard_flips,
+            "max_ap_drop": max_ap_drop,
+            "max_flip_bound": max_flip_bound,
+        }
+        paths = (_path(bundle), _path(checkpoint), _path(data))
+        files = (_path(json_file), _path(junit_file), _path(html_file))
+
+        def options() -> GateOptions:
+            from export.parity.gate import GateOptions
+            from export.parity.pictures.reading import Reading, decode_limits
+
+            return GateOptions(
+                backends=_names(backends),
+                batch=batch_size,
+                require_all=require_all,
+                reading=Reading(
+                    decode_limits(max_pixels, max_side, allow_truncated=allow_truncated),
+                    max_unreadable,
+                    max_pictures,
+                ),
+            )
+
+        report: GateReport | None
+        try:
+            report = _gate(paths, files, limits, options)
+        except DgsNetError as err:
+            report, lines = None, [str(err)]
+        if report is not None:
+            if report.passed:
+                return report
+            lines = [report.verdict(), *(check.line() for check in report.not_passed[:_SHOWN])]
+        # Outside of the except block: pytest would print the error that it handles as well.
+        pytest.fail(_as_arguments("\n".join(lines)), pytrace=False)
+
+
+_assert_parity = AssertParity()
 
 
 @pytest.fixture(scope="session")
 def assert_parity() -> AssertParity:
     """Compares a bundle with the checkpoint it was made from; see ``AssertParity``."""
     return _assert_parity
-
-
-def _assert_parity(
-    bundle: AnyPath,
-    checkpoint: AnyPath | None = None,
-    data: AnyPath | None = None,
-    *,
-    backends: str | Iterable[str] = (),
-    batch_size: int = 16,
-    require_all: bool = False,
-    max_abs_logit: float | None = None,
-    max_abs_logit_fp32: float | None = None,
-    max_hard_flips: int = 0,
-    max_ap_drop: float | None = None,
-    max_flip_bound: float | None = None,
-    max_pictures: int | None = None,
-    max_unreadable: float = 0.0,
-    allow_truncated: bool = False,
-    max_pixels: int | None = None,
-    max_side: int | None = None,
-    json_file: AnyPath | None = None,
-    junit_file: AnyPath | None = None,
-    html_file: AnyPath | None = None,
-) -> GateReport:
-    __tracebackhide__ = True
-    from runtime.errors import DgsNetError
-
-    limits: dict[str, float | int | None] = {
-        "max_abs_logit": max_abs_logit,
-        "max_abs_logit_fp32": max_abs_logit_fp32,
-        "max_hard_flips": max_hard_flips,
-        "max_ap_drop": max_ap_drop,
-        "max_flip_bound": max_flip_bound,
-    }
-    paths = (_path(bundle), _path(checkpoint), _path(data))
-    files = (_path(json_file), _path(junit_file), _path(html_file))
-
-    def options() -> GateOptions:
-        from export.parity.gate import GateOptions
-        from export.parity.pictures.reading import Reading, decode_limits
-
-        return GateOptions(
-            backends=_names(backends),
-            batch=batch_size,
-            require_all=require_all,
-            reading=Reading(
-                decode_limits(max_pixels, max_side, allow_truncated=allow_truncated),
-                max_unreadable,
-                max_pictures,
-            ),
-        )
-
-    report: GateReport | None
-    try:
-        report = _gate(paths, files, limits, options)
-    except DgsNetError as err:
-        report, lines = None, [str(err)]
-    if report is not None:
-        if report.passed:
-            return report
-        lines = [report.verdict(), *(check.line() for check in report.not_passed[:_SHOWN])]
-    # Outside of the except block: pytest would print the error that it handles as well.
-    pytest.fail(_as_arguments("\n".join(lines)), pytrace=False)
 
 
 def _gate(
@@ -189,6 +168,6 @@ def _as_arguments(text: str) -> str:
     def argument(found: re.Match[str]) -> str:
         name = found[1].replace("-", "_")
         name = _NAMES.get(name, name)
-        return name if name in _assert_parity.__annotations__ else found[0]
+        return name if name in AssertParity.__call__.__annotations__ else found[0]
 
     return _FLAG.sub(argument, text)

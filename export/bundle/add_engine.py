@@ -19,7 +19,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import secrets
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,13 +26,9 @@ from typing import Any
 from export.bundle.build_figures import BuildFigures, read_build_figures, write_build_figures
 from export.bundle.hashing import copy_hashed
 from export.bundle.lock import bundle_lock
-from export.bundle.recovery import bundle_folder, read_manifest, recover_locked
+from export.bundle.recovery import bundle_folder, read_manifest, recover_locked, staged_change
 from runtime.bundle.engine_entry import EngineEntry
-from runtime.bundle.engine_journal import (
-    JOURNAL_NAME,
-    STAGING_PREFIX,
-    journal_bytes,
-)
+from runtime.bundle.engine_journal import JOURNAL_NAME, journal_bytes
 from runtime.bundle.manifest import (
     ENGINES_FOLDER,
     MANIFEST_NAME,
@@ -91,9 +86,7 @@ def add_engine(
                     "replaced meanwhile; build the engine again"
                 )
         final = _unused_name(bundle, manifest, name)
-        staging = bundle / PARITY_FOLDER / f"{STAGING_PREFIX}{secrets.token_hex(4)}"
-        try:
-            staging.mkdir(parents=True)
+        with staged_change(bundle) as staging:
             _stage(staging, manifest, engine_file, replace(entry, file=final), _family(manifest, name))
             (bundle / ENGINES_FOLDER).mkdir(exist_ok=True)
             os.rename(staging / "engine", bundle / final)
@@ -102,15 +95,6 @@ def add_engine(
                 # A name that the manifest will not list, should we be killed now, is passed over.
                 known = read_build_figures(bundle, manifest)
                 write_build_figures(bundle / PARITY_FOLDER, known | {final: figures})
-            os.replace(staging / MANIFEST_NAME, bundle / MANIFEST_NAME)
-            sync_folder(bundle)
-        except OSError as err:
-            raise UsageError(
-                f"{bundle}: cannot be written ({err.strerror}); free space or check its owner"
-            ) from err
-        finally:
-            # The same work after success, an error and a crash: the manifest in force decides what stays.
-            recover_locked(bundle)
     return replace(entry, file=final)
 
 

@@ -1,15 +1,19 @@
-"""Undoing or completing a change to a bundle in its place that was interrupted.
+"""A change to a bundle in its place: its commit point, and undoing or completing one that was interrupted.
 
 The manifest in force decides: of what the journal of a staging folder names, it keeps what it lists.
 """
 
 from __future__ import annotations
 
+import os
+import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from export.bundle.lock import bundle_lock
-from runtime.bundle.engine_journal import journaled_engines, staging_folders
+from runtime.bundle.engine_journal import STAGING_PREFIX, journaled_engines, staging_folders
 from runtime.bundle.manifest import (
     ENGINES_FOLDER,
     MANIFEST_NAME,
@@ -18,8 +22,32 @@ from runtime.bundle.manifest import (
     Manifest,
     parse_manifest,
 )
-from runtime.errors import ManifestError
+from runtime.errors import ManifestError, UsageError
 from runtime.files import sync_folder
+
+
+@contextmanager
+def staged_change(bundle: Path) -> Iterator[Path]:
+    """Yields a staging folder for a new manifest, which replaces the bundle's when the body is done.
+
+    Only for a caller that holds the bundle's lock. What the body raises leaves the manifest as it was.
+
+    Raises:
+        UsageError: the bundle cannot be written.
+    """
+    staging = bundle / PARITY_FOLDER / f"{STAGING_PREFIX}{secrets.token_hex(4)}"
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        os.replace(staging / MANIFEST_NAME, bundle / MANIFEST_NAME)
+        sync_folder(bundle)
+    except OSError as err:
+        raise UsageError(
+            f"{bundle}: cannot be written ({err.strerror}); free space or check its owner"
+        ) from err
+    finally:
+        # The same work after success, an error and a crash: the manifest in force decides what stays.
+        recover_locked(bundle)
 
 
 def recover(bundle: Path) -> list[str]:

@@ -6,15 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from export.bundle.recovery import read_manifest
 from export.bundle.set_decision import decision_set_by
 from runtime.bundle.engine_entry import EngineEntry
-from runtime.bundle.manifest import (
-    ENGINES_FOLDER,
-    MANIFEST_NAME,
-    MAX_MANIFEST_BYTES,
-    Manifest,
-    parse_manifest,
-)
+from runtime.bundle.manifest import ENGINES_FOLDER, Manifest
 from runtime.errors import ManifestError, UsageError
 
 
@@ -87,7 +82,6 @@ def require_engines_kept(destination: Path, planned: Sequence[PlannedEngine]) ->
 
 def _manifest(destination: Path) -> Manifest | None:
     try:
-        with (destination / MANIFEST_NAME).open("rb") as stream:
-            return parse_manifest(stream.read(MAX_MANIFEST_BYTES + 1))
+        return read_manifest(destination)
     except (OSError, ManifestError):
         return None

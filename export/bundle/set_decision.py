@@ -7,17 +7,14 @@ next change to the bundle removes.
 
 from __future__ import annotations
 
-import os
-import secrets
 from pathlib import Path
 
 from export.bundle.lock import bundle_lock
-from export.bundle.recovery import bundle_folder, read_manifest, recover_locked
-from runtime.bundle.engine_journal import STAGING_PREFIX
-from runtime.bundle.manifest import MANIFEST_NAME, PARITY_FOLDER, Manifest, manifest_bytes
+from export.bundle.recovery import bundle_folder, read_manifest, recover_locked, staged_change
+from runtime.bundle.manifest import MANIFEST_NAME, Manifest, manifest_bytes
 from runtime.decision import Decision
 from runtime.errors import SpecError, UsageError
-from runtime.files import sync_folder, write_atomically
+from runtime.files import write_atomically
 from runtime.names import printable_name
 
 # Key of the provenance, which a build does not write.
@@ -68,18 +65,8 @@ def set_decision(
         }
         provenance["calibrated"] = calibrated
         content = manifest.raw | {"decision": decision.to_json(), "provenance": provenance}
-        staging = bundle / PARITY_FOLDER / f"{STAGING_PREFIX}{secrets.token_hex(4)}"
-        try:
-            staging.mkdir(parents=True)
+        with staged_change(bundle) as staging:
             write_atomically(staging / MANIFEST_NAME, manifest_bytes(content))
-            os.replace(staging / MANIFEST_NAME, bundle / MANIFEST_NAME)
-            sync_folder(bundle)
-        except OSError as err:
-            raise UsageError(
-                f"{bundle}: cannot be written ({err.strerror}); free space or check its owner"
-            ) from err
-        finally:
-            recover_locked(bundle)
         return read_manifest(bundle)
 
 

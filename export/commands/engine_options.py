@@ -102,7 +102,7 @@ class EngineFlags:
         Raises:
             UsageError: an unknown backend, or an option that only onnxruntime would have to act on.
         """
-        chosen = tuple(dict.fromkeys(_split(self.backends))) or ("onnxruntime",)
+        chosen = tuple(dict.fromkeys(split_names(self.backends))) or ("onnxruntime",)
         for backend in chosen:
             if backend not in BACKENDS:
                 raise UsageError(f"--backend: found {backend!r}, expected one of {', '.join(BACKENDS)}")
@@ -125,7 +125,7 @@ class EngineFlags:
         return BuildOptions(
             precision=self.precision or "fp16",
             profiles=(self.profile,),
-            targets=_split(self.targets),
+            targets=split_names(self.targets),
             workspace_bytes=_bytes(self.workspace),
             policy=policy or PrecisionPolicy(),
             batch_1_profile=self.batch_1_profile,
@@ -145,7 +145,7 @@ class EngineFlags:
         if not self.batch_1_profile:
             words.append("--no-batch-1-profile")
         if self.targets:
-            words += ["--target", ",".join(_split(self.targets))]
+            words += ["--target", ",".join(split_names(self.targets))]
         if self.version_compatible:
             words.append("--version-compatible")
         if self.hardware_compatible != "none":
@@ -192,7 +192,8 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def _split(values: tuple[str, ...]) -> tuple[str, ...]:
+def split_names(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the words of an option that takes several, each value with commas or without."""
     return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
 
 

@@ -10,6 +10,7 @@ import click
 
 from export.commands.against import require_one_question, run_against
 from export.commands.bisect_options import bisect_options, located, repaired, require_sense
+from export.commands.engine_options import split_names
 from export.commands.parity_options import reading_of, reading_options, report_options
 from export.commands.parity_shown import Shown, with_stop
 from runtime.console import print_json, verbosity_option
@@ -101,7 +102,7 @@ def parity(
         from export.parity.gate import GateOptions, bundle_gate
 
         require_one_question(click.get_current_context())
-        names = tuple(name.strip() for value in backends for name in value.split(",") if name.strip())
+        names = split_names(backends)
         if against is not None:
             run_against(
                 bundle, against, data, max_changed=max_changed, max_flip_bound=max_flip_bound, backends=names,

@@ -16,7 +16,7 @@ from export.parity.statistics.compare import WORST, HopReport
 from export.parity.statistics.measures import Comparison
 from export.parity.waterfall import COMPARED, FIRST, Hop
 from runtime.errors import DgsNetError, MissingDependencyError
-from runtime.names import printable_name
+from runtime.names import printable_name, utf8_name
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 # What is no verdict on the model, but keeps a report from being a pass; the first that is found names it.
@@ -53,7 +53,7 @@ class Check:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the form that parity.json stores."""
-        return dict(vars(self))
+        return dict(vars(self)) | {"text": utf8_name(self.text)}
 
 
 def status_of(checks: Iterable[Check]) -> str:

@@ -24,7 +24,7 @@ from export.parity.checks import (
 )
 from export.parity.pictures.reading import Reading, Sample
 from export.parity.settings import GateLimits
-from export.parity.statistics.binomial import images_needed, upper_bound
+from export.parity.statistics.binomial import images_for_rates, images_text, upper_bound
 from export.parity.statistics.measures import Comparison
 from export.parity.waterfall import COMPARED, FIRST, Hop, Waterfall
 from export.versions import tool_versions
@@ -171,7 +171,7 @@ class GateReport:
             "decision": self.decision.to_json(),
             "limits": self.limits.to_json(),
             "hops": [_hop_json(hop) for hop in self.waterfall.hops],
-            "checks": [check.to_json() | {"text": utf8_name(check.text)} for check in self.checks],
+            "checks": [check.to_json() for check in self.checks],
             "flip_bound": None if last is None or last.first is None else bound_json(last.first),
             "reading": self.reading.to_json(),
             "sample": None if self.sample is None else self.sample.to_json(),
@@ -190,19 +190,18 @@ def bound_json(found: Comparison) -> dict[str, Any]:
         "flips": seen,
         "count": found.count,
         "upper_95": found.flip_bound,
-        "images_needed": {f"{rate:g}": images_needed(rate, seen) for rate in (0.01, 0.001, 0.0001)},
+        "images_needed": images_for_rates(seen),
     }
 
 
 def bound_lines(found: Comparison) -> list[str]:
     """Returns the same for a person."""
     said = bound_json(found)
-    needed = ", ".join(f"{count:,} for {float(rate):.2%}" for rate, count in said["images_needed"].items())
     none = upper_bound(0, found.count)
     return [
         f"{said['flips']} flips in {found.count} pictures: at 95 % no more than {found.flip_bound:.2%} flip "
         f"(none in {found.count} would say {none:.2%})",
-        f"pictures needed with as many flips: {needed}",
+        f"pictures needed with as many flips: {images_text(said['flips'])}",
     ]
 
 

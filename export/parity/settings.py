@@ -78,8 +78,7 @@ def gate_limits(
     ):
         if value is not None and not 0 <= value < float("inf"):
             raise UsageError(f"{flag}: found {value}, expected a number of at least 0")
-    if max_flip_bound is not None and not 0 < max_flip_bound <= 1:
-        raise UsageError(f"--max-flip-bound: found {max_flip_bound}, expected a rate above 0 and at most 1")
+    require_rate(max_flip_bound)
     if max_hard_flips < 0:
         raise UsageError(f"--max-hard-flips: found {max_hard_flips}, expected at least 0")
     fp32 = max_abs_logit_fp32
@@ -120,6 +119,16 @@ def settings_differences(manifest: Manifest, checkpoint: CheckpointSource) -> li
     if manifest.golden_reference == checkpoint.reference_name and made_from != checkpoint.sha256:
         differences.append("built from other weights than the checkpoint's")
     return differences
+
+
+def require_rate(max_flip_bound: float | None) -> None:
+    """Refuses what is no bound of a rate; None, which gates nothing, is good.
+
+    Raises:
+        UsageError: it is not above 0 and at most 1.
+    """
+    if max_flip_bound is not None and not 0 < max_flip_bound <= 1:
+        raise UsageError(f"--max-flip-bound: found {max_flip_bound}, expected a rate above 0 and at most 1")
 
 
 def settings_agreement(manifest: Manifest, checkpoint: CheckpointSource) -> str:

@@ -171,9 +171,13 @@ def _put_quietly(channel: Channel[Future[Result] | _End], end: _End) -> None:
         return
 
 
+def is_shut_down(err: RuntimeError) -> bool:
+    """Whether a pool refused work because it was shut down; one that gets no more threads raises alike."""
+    return "shutdown" in str(err)
+
+
 def _of_pool(err: RuntimeError) -> Exception:
-    # A pool that was shut down and one that gets no more threads raise the same class.
-    return _closed() if "shutdown" in str(err) else err
+    return _closed() if is_shut_down(err) else err
 
 
 def _closed() -> UsageError:

@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from typing import Generic
 
 from runtime.errors import UsageError
-from runtime.pipeline.stages import Item, Ready, Result, Stages
+from runtime.pipeline.stages import Item, Ready, Result, Stages, is_shut_down
 
 
 class SharedBatches(Generic[Item, Ready, Result]):
@@ -107,8 +107,7 @@ def _fail(results: list[Future[Result]], error: BaseException) -> None:
 
 
 def _of_pool(err: RuntimeError) -> Exception:
-    # A pool that was shut down and one that gets no more threads raise the same class.
-    return _closed() if "shutdown" in str(err) else err
+    return _closed() if is_shut_down(err) else err
 
 
 def _closed() -> UsageError:

@@ -203,8 +203,8 @@ def test_set_decision__on_a_bundle_that_was_changed_meanwhile_is_refused(bundle:
     ("moment", "expected"),
     [
         ("module.manifest_bytes = die", Decision()),
-        ("module.os.replace = lambda a, b: real(a, b) if '.dgsnet-tmp-' in str(b) else die()", Decision()),
-        ("module.os.replace = lambda a, b: (real(a, b), '.dgsnet-tmp-' in str(b) or die())", FITTED),
+        ("os.replace = lambda a, b: real(a, b) if '.dgsnet-tmp-' in str(b) else die()", Decision()),
+        ("os.replace = lambda a, b: (real(a, b), '.dgsnet-tmp-' in str(b) or die())", FITTED),
     ],
     ids=["staging", "before the commit", "after the commit"],
 )

@@ -15,11 +15,10 @@ from export.parity.checks import FAILED, PASSED, SKIPPED, Check, status_of
 from export.parity.outcome import SCHEMA_VERSION, STATUS_WORDS
 from export.parity.pictures.data_set import Picture
 from export.parity.pictures.reading import Reading, Sample
-from export.parity.statistics.binomial import images_needed, upper_bound
+from export.parity.statistics.binomial import images_for_rates, images_text, upper_bound
 from runtime.names import printable_name, utf8_name
 
 _SHOWN_CHANGES = 20
-_RATES = (0.01, 0.001, 0.0001)
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,10 @@ class PairReport:
     def sureness(self) -> str:
         """Returns how many verdicts may change of all, by those that were seen."""
         found = self.changes
-        needed = ", ".join(f"{images_needed(rate, found.changed):,} for {rate:.2%}" for rate in _RATES)
         return (
             f"{found.changed} changed of {found.count:,}: at 95 % no more than {found.bound:.2%} change "
             f"(none in {found.count:,} would say {upper_bound(0, found.count):.2%}); pictures needed with "
-            f"as many changes: {needed}"
+            f"as many changes: {images_text(found.changed)}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -62,7 +60,7 @@ class PairReport:
             "backend": self.key,
             "engines": self.title,
             **self.changes.to_json(),
-            "images_needed": {f"{rate:g}": images_needed(rate, self.changes.changed) for rate in _RATES},
+            "images_needed": images_for_rates(self.changes.changed),
             "generators": [{"name": utf8_name(k)} | v.to_json() for k, v in self.generators.items()],
             "changes": [change.to_json() for change in self.changed],
         }
@@ -185,7 +183,7 @@ class AgainstReport:
             "differences": [dict(vars(one)) for one in self.differences],
             "max_changed": {"count": self.allowed.count, "share": self.allowed.share},
             "pairs": [pair.to_json() for pair in self.pairs],
-            "checks": [check.to_json() | {"text": utf8_name(check.text)} for check in self.checks],
+            "checks": [check.to_json() for check in self.checks],
             "reading": self.reading.to_json(),
             "sample": None if self.sample is None else self.sample.to_json(),
             "unreadable": [{"item": utf8_name(n), "reason": utf8_name(r)} for n, r in self.unreadable],

@@ -21,10 +21,11 @@ from export.parity.outcome import environment
 from export.parity.pictures.data_set import Picture, golden_pictures
 from export.parity.pictures.reading import Reading, Sample
 from export.parity.pictures.sampling import pictures_to_read
+from export.parity.settings import require_rate
 from export.parity.statistics.binomial import images_needed
 from runtime.bundle.golden import read_golden
 from runtime.bundle.opening import open_bundle
-from runtime.errors import DataError, MissingDependencyError, UsageError
+from runtime.errors import DataError, MissingDependencyError
 from runtime.names import printable_name
 
 
@@ -49,10 +50,7 @@ class AgainstOptions:
     command: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_flip_bound is not None and not 0 < self.max_flip_bound <= 1:
-            raise UsageError(
-                f"--max-flip-bound: found {self.max_flip_bound}, expected a rate above 0 and at most 1"
-            )
+        require_rate(self.max_flip_bound)
 
 
 @dataclass(frozen=True)

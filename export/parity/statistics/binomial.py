@@ -14,6 +14,7 @@ CONFIDENCE = 0.95
 # Halvings of [0, 1]: more than float64 can tell apart.
 _HALVINGS = 100
 _MOST_IMAGES = 10**9
+_RATES = (0.01, 0.001, 0.0001)
 
 
 def upper_bound(flips: int, images: int, confidence: float = CONFIDENCE) -> float:
@@ -63,6 +64,16 @@ def images_needed(bound: float, flips: int = 0, confidence: float = CONFIDENCE) 
         else:
             high = middle
     return high
+
+
+def images_for_rates(flips: int) -> dict[str, int]:
+    """Returns how many pictures, with as many flips, would prove each of three rates, by its text."""
+    return {f"{rate:g}": images_needed(rate, flips) for rate in _RATES}
+
+
+def images_text(flips: int) -> str:
+    """Returns the same for a person."""
+    return ", ".join(f"{count:,} for {float(rate):.2%}" for rate, count in images_for_rates(flips).items())
 
 
 def sign_test(one: int, other: int) -> float:
